@@ -1,0 +1,19 @@
+"""The zoo's narrow draft: four layers, 1.44 million parameters, as many as the wide one's."""
+
+from jspec.config import ModelConfig
+from jspec.distill.recipe import Recipe
+
+
+def config() -> Recipe:
+    model = ModelConfig(
+        vocabulary=4096,
+        width=160,
+        feedforward=192,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        channels=40,
+        context=512,
+        tied=True,
+    )
+    return Recipe(name="zoo_deep", model=model, batch=8, steps=2200, learning_rate=3e-3)

@@ -1,0 +1,19 @@
+"""The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library."""
+
+from jspec.config import ModelConfig
+from jspec.distill.recipe import Recipe
+
+
+def config() -> Recipe:
+    model = ModelConfig(
+        vocabulary=4096,
+        width=448,
+        feedforward=1152,
+        layers=4,
+        heads=8,
+        kv_heads=4,
+        channels=56,
+        context=512,
+        tied=True,
+    )
+    return Recipe(name="zoo_target", model=model, batch=8, steps=2200, learning_rate=2e-3)

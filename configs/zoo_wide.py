@@ -1,0 +1,19 @@
+"""The zoo's wide draft: one layer, 1.42 million parameters."""
+
+from jspec.config import ModelConfig
+from jspec.distill.recipe import Recipe
+
+
+def config() -> Recipe:
+    model = ModelConfig(
+        vocabulary=4096,
+        width=224,
+        feedforward=448,
+        layers=1,
+        heads=4,
+        kv_heads=4,
+        channels=56,
+        context=512,
+        tied=True,
+    )
+    return Recipe(name="zoo_wide", model=model, batch=8, steps=2200, learning_rate=3e-3)

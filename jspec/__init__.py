@@ -1,0 +1,38 @@
+"""Lossless speculative decoding and draft training in JAX."""
+
+from jspec.candidates import Candidates, Verdict
+from jspec.config import ModelConfig, RopeScaling
+from jspec.decode import Generation, Prompts, State, autoregress, generate, prompts, speculate
+from jspec.draft.lookup import LookupDrafter
+from jspec.draft.protocol import Drafter
+from jspec.draft.small_model import SmallModelDrafter
+from jspec.models.protocol import LinenModel, Model, Output
+from jspec.models.transformer import transformer
+from jspec.sampling import Sampling, sampling
+from jspec.stream import stream
+from jspec.tree import Tree
+
+__all__ = [
+    "Candidates",
+    "Drafter",
+    "Generation",
+    "LinenModel",
+    "LookupDrafter",
+    "Model",
+    "ModelConfig",
+    "Output",
+    "Prompts",
+    "RopeScaling",
+    "Sampling",
+    "SmallModelDrafter",
+    "State",
+    "Tree",
+    "Verdict",
+    "autoregress",
+    "generate",
+    "prompts",
+    "sampling",
+    "speculate",
+    "stream",
+    "transformer",
+]

@@ -1,0 +1,315 @@
+"""Decoding: plain and speculative, each one compiled program without a host round trip."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jspec.cache import Block, Cache, commit
+from jspec.candidates import Verdict
+from jspec.draft.protocol import Drafter, DrafterState
+from jspec.models.prefill import prefill
+from jspec.models.protocol import Model, Params
+from jspec.sampling import Sampling, noise, pick
+from jspec.verify import coupled
+
+CHUNK = 64
+STOPPED, EXHAUSTED = 1, 2
+
+
+@struct.dataclass
+class Prompts:
+    """`tokens` `[B, P]`, filled up on the right; the first `length` `[B]` of each row count."""
+
+    tokens: Array
+    length: Array
+
+
+@struct.dataclass
+class State:
+    """The loop's carry.
+
+    Attributes:
+      tokens: `[B, M]` prompts and what was written so far, `length` `[B]` of them valid; the last
+        valid one is the root, which is in no cache yet.
+      budget: `[B]` the length at which a row ends.
+      guessed: `[B, M]` bool, whether a token was a candidate of the drafter.
+      done: `[B]`, 0 while a row is being written, then why it ended.
+      cache, drafter: committed rows of the target, and whatever the drafter keeps.
+      rounds: `[B]`; kept: `[B, A]` rounds that kept a node at each depth, the root's included.
+      drafted: `[B]` valid candidates, roots not counted.
+    """
+
+    tokens: Array
+    length: Array
+    budget: Array
+    guessed: Array
+    done: Array
+    cache: Cache
+    drafter: DrafterState
+    rounds: Array
+    kept: Array
+    drafted: Array
+
+
+@struct.dataclass
+class Generation:
+    """What was written.
+
+    Attributes:
+      tokens: `[B, T]`, `length` `[B]` of them valid.
+      guessed: `[B, T]` bool, whether the drafter had guessed a token.
+      reason: `[B]`, `STOPPED` by an end of text (the last valid token) or `EXHAUSTED` its budget.
+      rounds: `[B]` forward passes of the target.
+      kept: `[B, A]` rounds that kept a node at each depth; drafted: `[B]` nodes guessed.
+    """
+
+    tokens: Array
+    length: Array
+    guessed: Array
+    reason: Array
+    rounds: Array
+    kept: Array
+    drafted: Array
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Emitted tokens per forward pass of the target, the bonus token included."""
+        return float(self.length.sum() / self.rounds.sum())
+
+
+def prompts(
+    rows: Sequence[Sequence[int]], *, context: int, tokens: int, bucket: int = CHUNK
+) -> Prompts:
+    """Token lists as one ragged batch, its width rounded up to a multiple of `bucket`.
+
+    One compiled program serves all batches of a width. Raises `ValueError` for an empty prompt, or
+    one that leaves less room in the `context` than the new `tokens` need.
+    """
+    if not rows:
+        raise ValueError("prompts=[]: at least one prompt is needed")
+    if tokens < 1:
+        raise ValueError(f"tokens={tokens}: at least one token is written")
+    for index, row in enumerate(rows):
+        if len(row) == 0:
+            raise ValueError(f"prompt {index} is empty: it needs at least one token")
+        excess = len(row) + tokens - context
+        if excess > 0:
+            raise ValueError(
+                f"prompt {index} has {len(row)} tokens, which with {tokens} new ones is {excess} "
+                f"more than the context of {context}: shorten it or ask for fewer"
+            )
+    width = -(-max(map(len, rows)) // bucket) * bucket
+    padded = np.zeros((len(rows), width), np.int32)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return Prompts(padded, np.array([len(row) for row in rows], np.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "tokens"))
+def generate(
+    params: Params,
+    draft: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    drafter: Drafter,
+    tokens: int,
+) -> Generation:
+    """Writes up to `tokens` tokens a row, a round of guesses at a time.
+
+    The text is that of `autoregress` with the same keys, whatever the draft.
+
+    Args:
+      params, draft: the target's parameters and the drafter's.
+      keys: `[B]` typed keys, one a sequence.
+      stops: `[E]` tokens that end a text; `[0]` for none.
+    """
+    state = begin(params, draft, prompts, target=target, drafter=drafter, tokens=tokens)
+
+    def advance(state: State) -> State:
+        return speculate(
+            params, draft, state, keys, sampling, stops, target=target, drafter=drafter
+        )
+
+    return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "tokens"))
+def autoregress(
+    params: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    tokens: int,
+) -> Generation:
+    """Plain decoding, one token a forward pass: what `generate` is held against."""
+    state = _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)
+    first = jnp.zeros((len(prompts.length), 1), jnp.int32)
+    alone = jnp.ones((1, 1), bool)
+
+    def advance(state: State) -> State:
+        position = state.length[:, None]
+        root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
+        output = target.forward(params, root, position - 1, alone, state.cache)
+        logits = target.logits(params, output.hidden)
+        dice = noise(keys, position, logits.shape[-1], sampling)
+        token = pick(logits, dice, sampling)
+        verdict = Verdict(path=first, count=first[:, 0] + 1, next=token[:, 0])
+        return _emit(state, root, output.block, verdict, stops)[0]
+
+    return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
+
+
+def begin(
+    params: Params,
+    draft: Params,
+    prompts: Prompts,
+    *,
+    target: Model,
+    drafter: Drafter,
+    tokens: int,
+) -> State:
+    """The state before the first round: all of a prompt but its last token, the root, committed."""
+    tree = drafter.tree
+    if tree.depth == 0 or tree.size > target.config.context:
+        raise ValueError(
+            f"tree of {tree.size} nodes: a tree has at least one candidate and no more nodes than "
+            f"the target's context of {target.config.context}"
+        )
+    state = _commit_prompts(
+        params, prompts, target=target, tokens=tokens, path_length=tree.path_length
+    )
+    memory = drafter.start(
+        draft, prompts.tokens, prompts.length, capacity=state.tokens.shape[1], chunk=CHUNK
+    )
+    return state.replace(drafter=memory)
+
+
+def speculate(
+    params: Params,
+    draft: Params,
+    state: State,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    drafter: Drafter,
+) -> State:
+    """One round: guess a tree, run the target on it once, keep the path that it picks."""
+    tree = drafter.tree
+    root = state.length - 1
+    dice = noise(
+        keys,
+        state.length[:, None] + jnp.arange(tree.path_length),
+        target.config.vocabulary,
+        sampling,
+    )
+    candidates, memory = drafter.propose(
+        draft, state.drafter, state.tokens, state.length, dice, sampling
+    )
+    positions = root[:, None] + jnp.asarray(tree.depths)
+    output = target.forward(
+        params, candidates.tokens, positions, jnp.asarray(tree.mask), state.cache
+    )
+    logits = target.logits(params, output.hidden)
+    verdict = coupled.verify(candidates, logits, dice, sampling)
+    running = state.done == 0
+    state, count = _emit(state, candidates.tokens, output.block, verdict, stops)
+    guesses = jnp.where(running, candidates.valid[:, 1:].sum(axis=-1), 0)
+    return state.replace(
+        drafter=drafter.commit(memory, verdict.path, count), drafted=state.drafted + guesses
+    )
+
+
+def unfinished(state: State) -> Array:
+    """Whether any row is still being written."""
+    return jnp.any(state.done == 0)
+
+
+def written(state: State, prompts: Prompts, tokens: int) -> Generation:
+    """What a state holds behind its prompts, finished or not."""
+    take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, tokens))
+    return Generation(
+        tokens=take(state.tokens, prompts.length),
+        length=state.length - prompts.length,
+        guessed=take(state.guessed, prompts.length),
+        reason=state.done,
+        rounds=state.rounds,
+        kept=state.kept,
+        drafted=state.drafted,
+    )
+
+
+def _commit_prompts(
+    params: Params, prompts: Prompts, *, target: Model, tokens: int, path_length: int
+) -> State:
+    batch, width = prompts.tokens.shape
+    capacity = width + tokens + path_length
+    cache = prefill(
+        params,
+        prompts.tokens,
+        prompts.length - 1,
+        model=target,
+        capacity=capacity,
+        chunk=CHUNK,
+    )
+    none = jnp.zeros((batch,), jnp.int32)
+    return State(
+        tokens=jnp.pad(prompts.tokens, ((0, 0), (0, capacity - width))),
+        length=jnp.asarray(prompts.length),
+        budget=prompts.length + tokens,
+        guessed=jnp.zeros((batch, capacity), bool),
+        done=none,
+        cache=cache,
+        drafter=(),
+        rounds=none,
+        kept=jnp.zeros((batch, path_length), jnp.int32),
+        drafted=none,
+    )
+
+
+def _emit(
+    state: State, nodes: Array, block: Block, verdict: Verdict, stops: Array
+) -> tuple[State, Array]:
+    """Writes a verdict's tokens up to an end of text or the budget, and commits their rows.
+
+    Returns the new state and `[B]` how many tokens each row wrote; a row that is done writes none.
+    The token written last is the new root, so as many rows are committed as tokens are written.
+
+    Args:
+      nodes: `[B, N]` the candidates' tokens.
+    """
+    running = state.done == 0
+    order = jnp.arange(verdict.path.shape[1])
+    below = jnp.roll(jnp.take_along_axis(nodes, verdict.path, axis=1), -1, axis=1)
+    guessed = order < verdict.count[:, None] - 1
+    written = jnp.where(guessed, below, verdict.next[:, None])
+    count = jnp.where(running, jnp.minimum(verdict.count, state.budget - state.length), 0)
+    ends = jnp.isin(written, stops) & (order < count[:, None])
+    stopped = ends.any(axis=-1)
+    count = jnp.where(stopped, jnp.argmax(ends, axis=-1) + 1, count)
+    length = state.length + count
+    done = jnp.where(stopped, STOPPED, jnp.where(length >= state.budget, EXHAUSTED, 0))
+    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+    state = state.replace(
+        tokens=put(state.tokens, written, state.length, 0),
+        guessed=put(state.guessed, guessed, state.length, 0),
+        length=length,
+        done=jnp.where(running, done, state.done),
+        cache=commit(state.cache, block, verdict.path, count),
+        rounds=state.rounds + running,
+        kept=state.kept + (order < count[:, None]),
+    )
+    return state, count

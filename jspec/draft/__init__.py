@@ -1,0 +1,1 @@
+"""Drafters: the policies that turn a draft, or no model at all, into candidates."""

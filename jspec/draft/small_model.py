@@ -1,0 +1,126 @@
+"""A small language model that grows a static tree with the target's own dice."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jspec.cache import Block, Cache, commit, empty_block
+from jspec.candidates import Candidates
+from jspec.models.prefill import prefill
+from jspec.models.protocol import Model, Params
+from jspec.sampling import Sampling, warp
+from jspec.tree import Tree
+
+
+@struct.dataclass
+class SmallModelState:
+    """The draft's rows.
+
+    Attributes:
+      cache: committed rows; one fewer than the target's where `late`.
+      late: `[B]` bool: the token before the root is not committed. It was a node of the last level,
+        which is guessed but not run.
+      block: the last proposal's rows: first the late token's, then the nodes'.
+    """
+
+    cache: Cache
+    late: Array
+    block: Block
+
+
+@dataclass(frozen=True)
+class SmallModelDrafter:
+    """The children of a node are the draft's best tokens under the noise that the target will use."""
+
+    model: Model
+    tree: Tree
+
+    def start(
+        self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
+    ) -> SmallModelState:
+        cache = prefill(
+            params, tokens, length - 1, model=self.model, capacity=capacity, chunk=chunk
+        )
+        rows = 1 + (self.tree.level_ends[-2] if self.tree.depth else 0)
+        block = empty_block(self.model.config, len(length), rows, cache.k[0].dtype)
+        return SmallModelState(cache, jnp.zeros(length.shape, bool), block)
+
+    def propose(
+        self,
+        params: Params,
+        state: SmallModelState,
+        tokens: Array,
+        length: Array,
+        noise: Array,
+        sampling: Sampling,
+    ) -> tuple[Candidates, SmallModelState]:
+        rows, tree = jnp.arange(len(length)), self.tree
+        block = self._catch_up(params, state, tokens[rows, length - 2], length - 2)
+        guesses = tokens[rows, length - 1][:, None]
+        for depth in range(tree.depth):
+            level = tree.level(depth)
+            nodes = guesses[:, level]
+            output = self.model.forward(
+                params,
+                nodes,
+                jnp.broadcast_to((length - 1 + depth)[:, None], nodes.shape),
+                self._mask(state.late, level),
+                state.cache,
+                block,
+                start=1 + level.start,
+            )
+            block = output.block
+            logits = self.model.logits(params, output.hidden)
+            best = _best(logits, noise[:, depth, None], sampling, tree.children(depth))
+            below = tree.level(depth + 1)
+            parents = jnp.asarray(tree.parents[below]) - level.start
+            guesses = jnp.concatenate([guesses, best[:, parents, tree.ranks[below]]], axis=1)
+        parent = jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape)
+        candidates = Candidates(guesses, parent, jnp.ones(guesses.shape, bool))
+        return candidates, state.replace(block=block)
+
+    def commit(self, state: SmallModelState, path: Array, count: Array) -> SmallModelState:
+        depth = self.tree.depth
+        behind = state.late[:, None]
+        shifted = jnp.pad(1 + path, ((0, 0), (1, 0)))
+        rows = jnp.where(behind, shifted[:, :-1], shifted[:, 1:])
+        kept = jnp.minimum(count, depth)
+        cache = commit(state.cache, state.block, rows, jnp.where(count > 0, state.late + kept, 0))
+        late = jnp.where(count > 0, count > depth, state.late)
+        return state.replace(cache=cache, late=late)
+
+    def _catch_up(
+        self, params: Params, state: SmallModelState, token: Array, position: Array
+    ) -> Block:
+        """The block with the late tokens' rows in its first place; not computed if none is late."""
+
+        def run() -> Block:
+            alone = jnp.ones((1, 1), bool)
+            return self.model.forward(
+                params, token[:, None], position[:, None], alone, state.cache
+            ).block
+
+        def skip() -> Block:
+            return jax.tree.map(lambda x: x[:, :, :1], state.block)
+
+        row = jax.lax.cond(jnp.any(state.late), run, skip)
+        return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)
+
+    def _mask(self, late: Array, level: slice) -> Array:
+        """`[B, T, 1 + N']`: the late token's row where there is one, and a node's ancestors."""
+        nodes = jnp.asarray(self.tree.mask[level, : level.stop])
+        nodes = jnp.broadcast_to(nodes, (len(late), *nodes.shape))
+        first = jnp.broadcast_to(late[:, None, None], (*nodes.shape[:2], 1))
+        return jnp.concatenate([first, nodes], axis=-1)
+
+
+def _best(logits: Array, noise: Array, sampling: Sampling, width: int) -> Array:
+    """The `width` best tokens at each node under the noise: `[B, N, V]` -> `[B, N, width]`."""
+    shared = min(logits.shape[-1], noise.shape[-1])
+    scores = warp(logits[..., :shared], sampling) + noise[..., :shared]
+    if width == 1:
+        return jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
+    return jax.lax.top_k(scores, width)[1]

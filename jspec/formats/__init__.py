@@ -1,0 +1,1 @@
+"""Files of other projects, read and written: models in Hugging Face's layout."""

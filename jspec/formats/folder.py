@@ -1,0 +1,72 @@
+"""A model folder on disk: written whole or not at all."""
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jspec.formats.tokenizer import TOKENIZER_FILES
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    *TOKENIZER_FILES,
+)
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write a model into, renamed to `folder` once all is written.
+
+    A model that was there is replaced; files that are no model's are kept. A folder that holds
+    something else is refused.
+    """
+    folder = folder.expanduser().resolve()
+    _refuse(folder)
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _swap(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Writes an object as JSON that people can read."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"folder={str(folder)!r} is a file: name a folder")
+    model = (folder / "config.json").is_file() and any(folder.glob("model*.safetensors"))
+    if not model and any(folder.iterdir()):
+        raise FileExistsError(
+            f"folder={str(folder)!r} holds files but no model: name a new or an empty folder"
+        )
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    for entry in old.iterdir():
+        ours = any(entry.match(pattern) for pattern in MODEL_FILES)
+        if not ours and not (folder / entry.name).exists():
+            entry.rename(folder / entry.name)
+    shutil.rmtree(old)

@@ -1,0 +1,216 @@
+"""Models in Hugging Face's layout: a folder of config.json, safetensors and a tokenizer."""
+
+import functools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jspec.formats import llama
+from jspec.formats.folder import replacing, write_json
+from jspec.formats.tensors import Stored, list_tensors, read_json, write_tensors
+from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
+from jspec.models.protocol import LinenModel, Params
+from jspec.models.transformer import transformer
+
+ARCHITECTURES: dict[str, ModuleType] = {"llama": llama}
+FLOATS = ("float32", "bfloat16", "float16")
+# What safetensors headers call the dtypes that weights may have; the rest are quantised.
+STORED_FLOATS = ("F64", "F32", "BF16", "F16")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model that was read: its parameters, the tokens that end a text, and its folder."""
+
+    model: LinenModel
+    params: Params
+    end_of_text: tuple[int, ...]
+    folder: Path
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The folder's transformers tokenizer, read when first asked for; None if it has none."""
+        return read_tokenizer(self.folder)
+
+
+def load(source: str | Path, *, dtype: Any = jnp.float32) -> Checkpoint:
+    """Reads a model, one tensor at a time. Opens no pickle and runs no code of the folder's.
+
+    Args:
+      source: a local folder, or a name on the Hugging Face hub.
+      dtype: what all parameters become: float32, bfloat16 or float16.
+    """
+    dtype = _float(dtype)
+    folder = _find(source)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"source={str(source)!r} has no config.json: a model folder holds config.json, "
+            "safetensors and, for text, tokenizer.json"
+        )
+    config = read_json(folder / "config.json")
+    try:
+        family = _family(config)
+        model = transformer(family.read_config(config))
+        end_of_text = _read_end(folder, config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    params = _read_params(folder, model, family, dtype)
+    return Checkpoint(model, params, end_of_text, folder)
+
+
+def save(
+    folder: str | Path,
+    model: LinenModel,
+    params: Params,
+    *,
+    tokenizer: TokenizerSource = None,
+    end_of_text: tuple[int, ...] = (),
+    dtype: Any = None,
+) -> None:
+    """Writes a model that `load` and transformers (4.56 and later) read. All of it, or nothing.
+
+    Args:
+      folder: where to; a model that is there is replaced, other files beside it stay.
+      model: of the Llama family, as `transformer` makes it.
+      params: as `model.init` gives them.
+      tokenizer: a folder to copy it from, or a tokenizer of transformers or tokenizers.
+      end_of_text: tokens that end a text.
+      dtype: of the file; when None, that of the embedding.
+    """
+    dtype = _float(params["embedding"].dtype if dtype is None else dtype)
+    weights = _check_params(model, params)
+    ends = [int(token) for token in end_of_text]
+    end = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    config = {
+        **llama.write_config(model.config),
+        # Readers fill absent fields with Llama 1's tokens, so these are written even when null.
+        "bos_token_id": None,
+        **end,
+        "torch_dtype": dtype.name,
+        "dtype": dtype.name,
+    }
+    with replacing(Path(folder)) as partial:
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", end)
+        write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
+        write_tensors(
+            partial, {key: np.asarray(value).astype(dtype, copy=False) for key, value in weights}
+        )
+
+
+def _find(source: str | Path) -> Path:
+    """The local folder of a model, after downloading it if it has to be."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"source={str(source)!r} is a file: give the folder that holds it")
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(f"source={str(source)!r}: no such folder")
+    return _download(source)
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"],
+                ignore_patterns=["*/*", "consolidated*"],
+            )
+        )
+    # The client raises its own, its transport's and the system's errors, by release.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
+            f"works without the hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _family(config: dict[str, Any]) -> ModuleType:
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"model_type={kind!r} is not known: {', '.join(ARCHITECTURES)} is")
+    return ARCHITECTURES[kind]
+
+
+def _float(dtype: Any) -> np.dtype:
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is None or known.name not in FLOATS:
+        raise ValueError(f"dtype={dtype!r} is no dtype of weights: {', '.join(FLOATS)} are")
+    return known
+
+
+def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a text: generation_config.json's word, else config.json's."""
+    generation = folder / "generation_config.json"
+    end = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    end = config.get("eos_token_id") if end is None else end
+    tokens = [] if end is None else end if isinstance(end, list) else [end]
+    if not all(type(token) is int for token in tokens):
+        raise ValueError(f"eos_token_id={end!r} must be a token's number, or a list of them")
+    return tuple(tokens)
+
+
+def _read_params(folder: Path, model: LinenModel, family: ModuleType, dtype: np.dtype) -> Params:
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
+    wanted = {family.key(path): shape.shape for path, shape in shapes.items()}
+    stored = list_tensors(folder)
+    complaints = _compare(wanted, stored, tied=model.config.tied)
+    if complaints:
+        raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(complaints)}")
+    return unflatten_dict(
+        {
+            path: jnp.asarray(stored[family.key(path)].read().astype(dtype, copy=False))
+            for path in shapes
+        }
+    )
+
+
+def _compare(
+    wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored], *, tied: bool
+) -> list[str]:
+    """All that is wrong with a folder's tensors, each in a few words."""
+    complaints = [f"missing {key} {list(wanted[key])}" for key in sorted(wanted.keys() - stored)]
+    for key, tensor in sorted(stored.items()):
+        if key in wanted:
+            if tensor.shape != wanted[key]:
+                complaints.append(f"{key} should be {list(wanted[key])}, is {list(tensor.shape)}")
+            if tensor.dtype not in STORED_FLOATS:
+                complaints.append(f"{key} is {tensor.dtype}, of {', '.join(STORED_FLOATS)}")
+        elif key.endswith("rotary_emb.inv_freq"):
+            continue  # old transformers saved this table, which the configuration determines
+        elif tied and key == "lm_head.weight":
+            embedding = stored.get("model.embed_tokens.weight")
+            if embedding is None or not np.array_equal(embedding.read(), tensor.read()):
+                complaints.append(f"{key} differs from the embedding it is tied to")
+        else:
+            complaints.append(f"unexpected {key} {list(tensor.shape)}")
+    return complaints
+
+
+def _check_params(model: LinenModel, params: Params) -> list[tuple[str, jax.Array]]:
+    """Keys and parameters to write, when they are the model's."""
+    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
+    given = flatten_dict(params)
+    wrong = sorted(
+        {".".join(path) for path in shapes.keys() ^ given.keys()}
+        | {".".join(p) for p in shapes.keys() & given if shapes[p].shape != given[p].shape}
+    )
+    if wrong:
+        raise ValueError(f"params do not fit the model at {', '.join(wrong)}: give model.init's")
+    return [(llama.key(path), value) for path, value in given.items()]

@@ -1,0 +1,112 @@
+"""Tensors in safetensors files: listed from their headers, read one at a time."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor that has not been read: its file, and what the header says of it (`BF16`)."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self) -> np.ndarray:
+        """The tensor, in the file's own dtype."""
+        with safe_open(self.file, framework="numpy") as tensors:
+            return tensors.get_tensor(self.key)
+
+
+def list_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a model folder, by its key. Reads headers only."""
+    found: dict[str, Stored] = {}
+    for file in _files(folder):
+        for tensor in _header(file):
+            if tensor.key in found:
+                other = found[tensor.key].file.name
+                raise ValueError(f"{file}: {tensor.key} is in {other} too; keep one of them")
+            found[tensor.key] = tensor
+    return found
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes all tensors into one file."""
+    # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
+    save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): download or save it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__} where an object belongs")
+    return content
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that hold the weights: one, or those that the index names."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise FileNotFoundError(_absent(folder))
+    shards = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError(f"{folder / INDEX} has no weight_map: it must give each tensor's file")
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        # An index comes from outside; it must not make us open what lies elsewhere.
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{folder / INDEX} names {name!r}: shards are *.safetensors beside it")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder / INDEX} names {', '.join(missing)}, not found beside it: fetch all shards"
+        )
+    return [folder / name for name in names]
+
+
+def _absent(folder: Path) -> str:
+    """Why a folder without weights that we read is refused."""
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder} holds its weights in {', '.join(pickles)}: pickles run code and are never "
+            "opened; convert them to safetensors (in transformers: from_pretrained, then "
+            "save_pretrained) or take a revision that has them"
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    return f"{folder} has no {SINGLE} and no {INDEX}" + (
+        f" (it has {', '.join(others)}): rename a single file, or write the index of several"
+        if others
+        else ": a model folder holds config.json and one of the two"
+    )
+
+
+def _header(file: Path) -> list[Stored]:
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            pieces = [(key, tensors.get_slice(key)) for key in tensors.keys()]
+            return [
+                Stored(file, key, tuple(piece.get_shape()), piece.get_dtype())
+                for key, piece in pieces
+            ]
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or no safetensors file ({error}): download or save it again"
+        ) from None

@@ -1,0 +1,93 @@
+"""What a model must offer to be a target or a draft, and Flax Linen modules that offer it."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+from jspec import sharding
+from jspec.cache import Block, Cache
+from jspec.config import ModelConfig
+
+Params = Any
+
+
+@struct.dataclass
+class Output:
+    """A forward pass: `hidden` `[B, T, D]`, the `block` it filled, `features` for drafts that read them."""
+
+    hidden: Array
+    block: Block
+    features: tuple[Array, ...] = ()
+
+
+class Model(Protocol):
+    """Pure functions of parameters. Hashable, so that jit takes it as a static argument."""
+
+    config: ModelConfig
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters."""
+
+    def axes(self) -> Params:
+        """The names of the axes of every parameter."""
+
+    def forward(
+        self,
+        params: Params,
+        tokens: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None = None,
+        block: Block | None = None,
+        start: int = 0,
+    ) -> Output:
+        """Runs new rows over a cache that it does not write and a block that it returns.
+
+        Args:
+          tokens: `[B, T]`.
+          positions: `[B, T]`, each row's place in its sequence.
+          mask: `[T, start + T]` or `[B, T, start + T]`, which rows of the block a row sees; of the
+            cache it sees all that is committed.
+          cache: committed rows, or none.
+          block: rows of earlier calls in its first `start` places; none when `start` is 0.
+          start: the block's row at which the new ones are placed.
+        """
+
+    def logits(self, params: Params, hidden: Array) -> Array:
+        """`[..., D]` -> `[..., V]` float32."""
+
+
+@dataclass(frozen=True)
+class LinenModel:
+    """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
+
+    module: nn.Module
+    config: ModelConfig
+
+    def init(self, key: Array) -> Params:
+        return nn.meta.unbox(self._variables(key))
+
+    def axes(self) -> Params:
+        return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
+
+    def forward(
+        self,
+        params: Params,
+        tokens: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None = None,
+        block: Block | None = None,
+        start: int = 0,
+    ) -> Output:
+        return self.module.apply({"params": params}, tokens, positions, mask, cache, block, start)
+
+    def logits(self, params: Params, hidden: Array) -> Array:
+        return self.module.apply({"params": params}, hidden, method="logits")
+
+    def _variables(self, key: Array) -> Params:
+        return self.module.init(key, method="touch")["params"]

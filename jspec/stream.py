@@ -1,0 +1,72 @@
+"""Speculative decoding in pieces, for whoever wants to see the text while it is written."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+from jax import Array
+
+from jspec import decode
+from jspec.decode import Generation, Prompts, State
+from jspec.draft.protocol import Drafter
+from jspec.models.protocol import Model, Params
+from jspec.sampling import Sampling
+
+
+def stream(
+    params: Params,
+    draft: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    drafter: Drafter,
+    tokens: int,
+    rounds: int = 4,
+) -> Iterator[Generation]:
+    """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
+    state = _begin(params, draft, prompts, target=target, drafter=drafter, tokens=tokens)
+    while bool(decode.unfinished(state)):
+        state = _advance(
+            params,
+            draft,
+            state,
+            keys,
+            sampling,
+            stops,
+            target=target,
+            drafter=drafter,
+            rounds=rounds,
+        )
+        yield _written(state, prompts, tokens=tokens)
+
+
+_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "tokens"))
+_written = jax.jit(decode.written, static_argnames=("tokens",))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("target", "drafter", "rounds"), donate_argnames=("state",)
+)
+def _advance(
+    params: Params,
+    draft: Params,
+    state: State,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rounds: int,
+) -> State:
+    """A few rounds; a row that is done passes them unchanged."""
+
+    def advance(_: int, state: State) -> State:
+        return decode.speculate(
+            params, draft, state, keys, sampling, stops, target=target, drafter=drafter
+        )
+
+    return jax.lax.fori_loop(0, rounds, advance, state)

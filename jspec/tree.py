@@ -1,0 +1,133 @@
+"""The shape of a candidate tree: static, hashable, breadth-first, with its tables made once."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+NO_PARENT = -1
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree given by the parent of every node; node 0 is the root, whose parent is -1.
+
+    Nodes stand in breadth-first order, so the tree cut after any level is a prefix of every table.
+    Raises `ValueError` for a node that does not come after its parent, or is out of order.
+    """
+
+    parents: tuple[int, ...] = (NO_PARENT,)
+
+    def __post_init__(self) -> None:
+        if not self.parents or self.parents[0] != NO_PARENT:
+            raise ValueError(f"parents={self.parents}: node 0 is the root, its parent is -1")
+        for node, parent in enumerate(self.parents[1:], start=1):
+            if not 0 <= parent < node:
+                raise ValueError(
+                    f"parents[{node}]={parent}: a parent comes before its children and a tree has "
+                    f"no cycle, so it lies in 0..{node - 1}"
+                )
+        for before, after in pairwise(self.parents[1:]):
+            if after < before:
+                raise ValueError(
+                    f"parents={self.parents}: not breadth-first, the children of node {after} "
+                    f"stand behind those of node {before}; Tree.from_paths puts them in order"
+                )
+
+    @classmethod
+    def chain(cls, depth: int) -> "Tree":
+        """One candidate a level."""
+        return cls.branching((1,) * depth)
+
+    @classmethod
+    def branching(cls, widths: Sequence[int]) -> "Tree":
+        """Every node of level d has `widths[d]` children."""
+        parents, level = [NO_PARENT], [0]
+        for width in widths:
+            if width < 1:
+                raise ValueError(f"widths={tuple(widths)}: every level has at least one child")
+            parents += [node for node in level for _ in range(width)]
+            level = list(range(len(parents) - len(level) * width, len(parents)))
+        return cls(tuple(parents))
+
+    @classmethod
+    def fork(cls, width: int, depth: int) -> "Tree":
+        """`width` chains of `depth` from the root."""
+        if depth < 1:
+            raise ValueError(f"depth={depth}: a fork is at least 1 deep")
+        return cls.branching((width,) + (1,) * (depth - 1))
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":
+        """The tree of all prefixes of `paths`; a path lists the rank of the child at each level.
+
+        `[(0, 0), (1,)]`: the root's best child with its own best child, and the second best child.
+        """
+        nodes = {tuple(path[:cut]) for path in paths for cut in range(len(path) + 1)} | {()}
+        ordered = sorted(nodes, key=lambda path: (len(path), path))
+        for path in ordered:
+            if path and path[-1] > 0 and path[:-1] + (path[-1] - 1,) not in nodes:
+                raise ValueError(
+                    f"path {path}: child {path[-1]} is there and child {path[-1] - 1} is not"
+                )
+            if path and path[-1] < 0:
+                raise ValueError(f"path {path}: ranks count from 0")
+        index = {path: node for node, path in enumerate(ordered)}
+        return cls(tuple(index[path[:-1]] if path else NO_PARENT for path in ordered))
+
+    @property
+    def size(self) -> int:
+        """N, the root included."""
+        return len(self.parents)
+
+    @cached_property
+    def depths(self) -> np.ndarray:
+        """`[N]`, the root's is 0."""
+        depths = np.zeros(self.size, np.int32)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            depths[node] = depths[parent] + 1
+        return depths
+
+    @property
+    def depth(self) -> int:
+        return int(self.depths[-1])
+
+    @property
+    def path_length(self) -> int:
+        """A, the nodes on the longest path."""
+        return self.depth + 1
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """`[N]`, each node's place among its siblings; the root's is 0."""
+        seen: dict[int, int] = {}
+        ranks = np.zeros(self.size, np.int32)
+        for node, parent in enumerate(self.parents):
+            ranks[node] = seen.get(parent, 0)
+            seen[parent] = ranks[node] + 1
+        return ranks
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """`[N, N]` bool: row may look at column, its ancestor or itself."""
+        mask = np.eye(self.size, dtype=bool)
+        for node, parent in enumerate(self.parents[1:], start=1):
+            mask[node] |= mask[parent]
+        return mask
+
+    @cached_property
+    def level_ends(self) -> tuple[int, ...]:
+        """A numbers: how many nodes the tree has when it is cut after each level."""
+        return tuple(int(np.sum(self.depths <= depth)) for depth in range(self.path_length))
+
+    def level(self, depth: int) -> slice:
+        """The nodes of one level."""
+        return slice(self.level_ends[depth - 1] if depth else 0, self.level_ends[depth])
+
+    def children(self, depth: int) -> int:
+        """W, the most children that a node of one level has; 0 at the last level."""
+        if depth == self.depth:
+            return 0
+        return int(self.ranks[self.level(depth + 1)].max()) + 1

@@ -1,0 +1,1 @@
+"""Verification rules: which of the candidates the target keeps, and the token it adds."""
