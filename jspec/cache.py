@@ -59,10 +59,8 @@ def commit(cache: Cache, block: Block, path: Array, count: Array) -> Cache:
 
     def append(rows: Array, new: Array) -> Array:
         taken = jnp.take_along_axis(new, path[:, None, :, None], axis=2, mode="clip")
-        write = jax.vmap(
-            lambda row, piece, at: jax.lax.dynamic_update_slice_in_dim(row, piece, at, 1)
-        )
-        return write(rows, taken.astype(rows.dtype), cache.length)
+        write = jax.vmap(jax.lax.dynamic_update_slice_in_dim, in_axes=(0, 0, 0, None))
+        return write(rows, taken.astype(rows.dtype), cache.length, 1)
 
     return Cache(
         k=tuple(map(append, cache.k, block.k)),

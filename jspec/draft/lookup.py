@@ -93,7 +93,7 @@ class LookupDrafter:
 
 
 def _copy(tokens: Array, after: Array, length: Array, depth: int) -> Array:
-    """`[B, depth]` tokens that follow the places `after` `[B]`, repeating once they reach the end."""
+    """`[B, depth]` tokens that follow the places `after` `[B]`, around again at the end."""
     period = length - 1 - after
     steps = jnp.arange(depth) % jnp.maximum(period, 1)[:, None]
     return jnp.take_along_axis(tokens, after[:, None] + 1 + steps, axis=1, mode="clip")

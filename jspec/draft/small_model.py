@@ -33,7 +33,7 @@ class SmallModelState:
 
 @dataclass(frozen=True)
 class SmallModelDrafter:
-    """The children of a node are the draft's best tokens under the noise that the target will use."""
+    """The children of a node are the draft's best tokens under the noise of the target."""
 
     model: Model
     tree: Tree

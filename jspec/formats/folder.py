@@ -1,4 +1,4 @@
-"""A model folder on disk: written whole or not at all."""
+"""A model folder on disk: which files it has, its JSON, and how it is replaced whole."""
 
 import contextlib
 import json
@@ -8,8 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jspec.formats.tokenizer import TOKENIZER_FILES
-
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -35,6 +44,17 @@ def replacing(folder: Path) -> Iterator[Path]:
         _swap(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}): download or save it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__} where an object belongs")
+    return content
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jspec.formats import llama
-from jspec.formats.folder import replacing, write_json
-from jspec.formats.tensors import Stored, list_tensors, read_json, write_tensors
+from jspec.formats.folder import read_json, replacing, write_json
+from jspec.formats.tensors import Stored, list_tensors, write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import transformer

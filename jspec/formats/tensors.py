@@ -1,14 +1,14 @@
 """Tensors in safetensors files: listed from their headers, read one at a time."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from jspec.formats.folder import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,17 +46,6 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes all tensors into one file."""
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
     save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}): download or save it again") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__} where an object belongs")
-    return content
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,1 +1,81 @@
 """Tokenizer files of a model folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from jspec.formats.folder import TOKENIZER_FILES, read_json, write_json
+
+TokenizerSource = Any  # a folder, a tokenizer of transformers or tokenizers, or None
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The transformers tokenizer of a folder; None when it holds no tokenizer files."""
+    import transformers  # seconds to import, and many uses of a model need no text
+
+    if (folder / "tokenizer.json").is_file():
+        # Taken as the file says. The automatic choice follows model_type, and for llama it puts
+        # Llama 1's rules of normalisation in place of the file's own.
+        kind, options = transformers.PreTrainedTokenizerFast, {}
+    elif (folder / "tokenizer.model").is_file():
+        kind, options = transformers.AutoTokenizer, {"trust_remote_code": False}
+    else:
+        return None
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    # Bad files surface as whatever the parser, the converter or transformers raises.
+    except Exception as error:
+        raise ValueError(
+            f"{folder}: the tokenizer cannot be read: put a tokenizer.json there that "
+            f"transformers reads ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+
+
+def write_tokenizer(
+    folder: Path, tokenizer: TokenizerSource, *, end_of_text: tuple[int, ...]
+) -> None:
+    """Writes a tokenizer's files so that transformers 4.56 and 5 both read them.
+
+    Args:
+      folder: where to.
+      tokenizer: a folder to copy from, or a tokenizer of transformers or tokenizers, or None.
+      end_of_text: tokens that end a text; the first is named in a `tokenizers.Tokenizer`'s files.
+    """
+    if tokenizer is None:
+        return
+    if isinstance(tokenizer, str | Path):
+        _copy(Path(tokenizer).expanduser(), folder)
+    elif isinstance(tokenizer, Tokenizer):
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if end_of_text:
+            settings["eos_token"] = tokenizer.id_to_token(end_of_text[0])
+        write_json(folder / "tokenizer_config.json", settings)
+    elif hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        _spell_as_before(folder / "tokenizer_config.json")
+    else:
+        raise ValueError(
+            f"tokenizer={type(tokenizer).__name__} is no tokenizer: give a folder, or a tokenizer "
+            "of transformers or tokenizers"
+        )
+
+
+def _copy(source: Path, folder: Path) -> None:
+    files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not files:
+        raise FileNotFoundError(f"tokenizer={str(source)!r} has none of: tokenizer.json, ...")
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _spell_as_before(file: Path) -> None:
+    """Undoes two names of transformers 5 that 4.56 stops at; 5 reads the older ones too."""
+    settings = read_json(file)
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_json(file, settings)

@@ -154,7 +154,7 @@ class FeedForward(nn.Module):
 
 
 class Linear(nn.Module):
-    """`x @ weight.T`; the weight is `[out, in]`, as files hold it and as few rows multiply fastest."""
+    """`x @ weight.T`; the weight is `[out, in]`, as files hold it."""
 
     features: int
     axes: tuple[str, str]
