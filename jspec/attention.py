@@ -27,33 +27,35 @@ def attend(
     """
     batch, heads, new, channels = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, new, channels)
-    mask = jnp.broadcast_to(mask, (batch, new, key.shape[2]))[:, None, None]
-    scores = jnp.where(mask, _scores(grouped, key), -jnp.inf)
-    peak = scores.max(axis=-1, keepdims=True)
+    mask = jnp.broadcast_to(mask, (batch, new, key.shape[2])).swapaxes(1, 2)
+    scores = _scores(grouped, key, mask[:, None, :, None])
+    peak = scores.max(axis=2, keepdims=True)
     if past_key is None:
         weights = jnp.exp(scores - peak)
-        total = weights.sum(axis=-1, keepdims=True)
-        mixed = _mix(weights, value)
+        total, mixed = weights.sum(axis=2), _mix(weights, value)
     else:
-        seen = jnp.arange(past_key.shape[2]) < length[:, None]
-        past_scores = jnp.where(seen[:, None, None, None], _scores(grouped, past_key), -jnp.inf)
-        peak = jnp.maximum(peak, past_scores.max(axis=-1, keepdims=True))
+        seen = (jnp.arange(past_key.shape[2])[None] < length[:, None])[:, None, :, None]
+        past_scores = _scores(grouped, past_key, seen[..., None])
+        peak = jnp.maximum(peak, past_scores.max(axis=2, keepdims=True))
         weights, past_weights = jnp.exp(scores - peak), jnp.exp(past_scores - peak)
-        total = weights.sum(axis=-1, keepdims=True) + past_weights.sum(axis=-1, keepdims=True)
+        total = weights.sum(axis=2) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
-        past_value = jnp.where(seen[:, None, :, None], past_value, 0)
+        past_value = jnp.where(seen, past_value, 0)
         mixed = _mix(weights, value) + _mix(past_weights, past_value)
-    return (mixed / total).reshape(batch, heads, new, channels).astype(query.dtype)
+    return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
-def _scores(query: Array, key: Array) -> Array:
-    """`[B, K, G, T, C]` and `[B, K, N, C]` -> `[B, K, G, T, N]`."""
-    products = jnp.einsum("bkgtc,bknc->bkgtn", query, key, preferred_element_type=jnp.float32)
-    return products * query.shape[-1] ** -0.5
+def _scores(query: Array, key: Array, seen: Array) -> Array:
+    """`[B, K, G, T, C]` and `[B, K, N, C]` -> `[B, K, N, G, T]`, `-inf` where not `seen`.
+
+    Keys come first because a product with the cache on the left needs no copy of it on CPU.
+    """
+    products = jnp.einsum("bknc,bkgtc->bkngt", key, query, preferred_element_type=jnp.float32)
+    return jnp.where(seen, products * query.shape[-1] ** -0.5, -jnp.inf)
 
 
 def _mix(weights: Array, value: Array) -> Array:
-    """`[B, K, G, T, N]` and `[B, K, N, C]` -> `[B, K, G, T, C]`."""
+    """`[B, K, N, G, T]` and `[B, K, N, C]` -> `[B, K, G, T, C]`."""
     return jnp.einsum(
-        "bkgtn,bknc->bkgtc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+        "bkngt,bknc->bkgtc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
     )

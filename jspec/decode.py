@@ -212,19 +212,21 @@ def speculate(
     root = state.length - 1
     dice = noise(
         keys,
-        state.length[:, None] + jnp.arange(tree.path_length),
+        state.length[:, None] + jnp.arange(tree.path_length)[None],
         target.config.vocabulary,
         sampling,
     )
     candidates, memory = drafter.propose(
         draft, state.drafter, state.tokens, state.length, dice, sampling
     )
-    positions = root[:, None] + jnp.asarray(tree.depths)
+    positions = root[:, None] + jnp.asarray(tree.depths)[None]
     output = target.forward(
         params, candidates.tokens, positions, jnp.asarray(tree.mask), state.cache
     )
     logits = target.logits(params, output.hidden)
-    verdict = coupled.verify(candidates, logits, dice, sampling)
+    verdict = coupled.verify(
+        candidates, logits, dice[:, tree.depths], sampling, path_length=tree.path_length
+    )
     running = state.done == 0
     state, count = _emit(state, candidates.tokens, output.block, verdict, stops)
     guesses = jnp.where(running, candidates.valid[:, 1:].sum(axis=-1), 0)
@@ -292,7 +294,7 @@ def _emit(
       nodes: `[B, N]` the candidates' tokens.
     """
     running = state.done == 0
-    order = jnp.arange(verdict.path.shape[1])
+    order = jnp.arange(verdict.path.shape[1])[None]
     below = jnp.roll(jnp.take_along_axis(nodes, verdict.path, axis=1), -1, axis=1)
     guessed = order < verdict.count[:, None] - 1
     written = jnp.where(guessed, below, verdict.next[:, None])

@@ -58,7 +58,7 @@ class LookupDrafter:
         root = tokens[rows, length - 1]
         matched = self._matched(tokens, length)
         following = jnp.roll(tokens, -1, axis=1)
-        score = matched * tokens.shape[1] + jnp.arange(tokens.shape[1])
+        score = matched * tokens.shape[1] + jnp.arange(tokens.shape[1])[None]
         chains, found = [], []
         for _ in range(tree.children(0)):
             score = jnp.where(matched >= self.shortest, score, -1)
@@ -82,7 +82,7 @@ class LookupDrafter:
     def _matched(self, tokens: Array, length: Array) -> Array:
         """`[B, M]`: how many tokens up to each earlier place equal the last ones."""
         rows = jnp.arange(len(length))
-        places = jnp.arange(tokens.shape[1])
+        places = jnp.arange(tokens.shape[1])[None]
         going = places < (length - 1)[:, None]
         matched = jnp.zeros(tokens.shape, jnp.int32)
         for back in range(self.longest):
@@ -95,7 +95,7 @@ class LookupDrafter:
 def _copy(tokens: Array, after: Array, length: Array, depth: int) -> Array:
     """`[B, depth]` tokens that follow the places `after` `[B]`, around again at the end."""
     period = length - 1 - after
-    steps = jnp.arange(depth) % jnp.maximum(period, 1)[:, None]
+    steps = jnp.arange(depth)[None] % jnp.maximum(period, 1)[:, None]
     return jnp.take_along_axis(tokens, after[:, None] + 1 + steps, axis=1, mode="clip")
 
 

@@ -17,7 +17,7 @@ from jspec.formats.folder import read_json, replacing, write_json
 from jspec.formats.tensors import Stored, list_tensors, write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
 from jspec.models.protocol import LinenModel, Params
-from jspec.models.transformer import transformer
+from jspec.models.transformer import Transformer, transformer
 
 ARCHITECTURES: dict[str, ModuleType] = {"llama": llama}
 FLOATS = ("float32", "bfloat16", "float16")
@@ -59,9 +59,9 @@ def load(source: str | Path, *, dtype: Any = jnp.float32) -> Checkpoint:
     try:
         family = _family(config)
         model = transformer(family.read_config(config))
-        end_of_text = _read_end(folder, config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    end_of_text = _read_end(folder, config)
     params = _read_params(folder, model, family, dtype)
     return Checkpoint(model, params, end_of_text, folder)
 
@@ -85,8 +85,8 @@ def save(
       end_of_text: tokens that end a text.
       dtype: of the file; when None, that of the embedding.
     """
-    dtype = _float(params["embedding"].dtype if dtype is None else dtype)
     weights = _check_params(model, params)
+    dtype = _float(params["embedding"].dtype if dtype is None else dtype)
     ends = [int(token) for token in end_of_text]
     end = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     config = {
@@ -102,7 +102,7 @@ def save(
         write_json(partial / "generation_config.json", end)
         write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
         write_tensors(
-            partial, {key: np.asarray(value).astype(dtype, copy=False) for key, value in weights}
+            partial, {key: np.asarray(w).astype(dtype, "C", copy=False) for key, w in weights}
         )
 
 
@@ -162,7 +162,7 @@ def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     end = config.get("eos_token_id") if end is None else end
     tokens = [] if end is None else end if isinstance(end, list) else [end]
     if not all(type(token) is int for token in tokens):
-        raise ValueError(f"eos_token_id={end!r} must be a token's number, or a list of them")
+        raise ValueError(f"{folder}: eos_token_id={end!r} must be a token's number, or a list")
     return tuple(tokens)
 
 
@@ -205,6 +205,8 @@ def _compare(
 
 def _check_params(model: LinenModel, params: Params) -> list[tuple[str, jax.Array]]:
     """Keys and parameters to write, when they are the model's."""
+    if not isinstance(model.module, Transformer):
+        raise ValueError(f"model={type(model.module).__name__} has no such layout: Transformer has")
     shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
     given = flatten_dict(params)
     wrong = sorted(

@@ -34,7 +34,9 @@ def prefill(
         first, cache = carry
         piece = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
         output = model.forward(params, piece, first + path, causal, cache)
+        # Written once the last layer has read it, the cache is written in place and not copied.
+        block, _ = jax.lax.optimization_barrier((output.block, output.hidden))
         count = jnp.clip(length - first, 0, chunk)
-        return first + chunk, commit(cache, output.block, path, count)
+        return first + chunk, commit(cache, block, path, count)
 
     return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), cache))[1]

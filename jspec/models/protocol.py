@@ -17,7 +17,7 @@ Params = Any
 
 @struct.dataclass
 class Output:
-    """A forward pass: `hidden` `[B, T, D]`, the `block` it filled, `features` for feature drafts."""
+    """A forward pass: `hidden` `[B, T, D]`, the `block` it filled, `features` for drafts."""
 
     hidden: Array
     block: Block

@@ -52,12 +52,12 @@ class Transformer(nn.Module):
     ) -> Output:
         """`Model.forward`."""
         x = constrain(self.embedding[tokens], "batch", None, None)
-        angles = _angles(positions, self.config)
+        turn = _turns(positions, self.config)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             past = None if cache is None else (cache.k[i], cache.v[i], cache.length)
             earlier = None if block is None else (block.k[i], block.v[i])
-            x, (k, v) = layer(x, angles, mask, past, earlier, start)
+            x, (k, v) = layer(x, turn, mask, past, earlier, start)
             keys.append(k)
             values.append(v)
         return Output(hidden=self.norm(x), block=Block(tuple(keys), tuple(values)))
@@ -88,7 +88,7 @@ class Layer(nn.Module):
     def __call__(
         self,
         x: Array,
-        angles: Array,
+        turn: tuple[Array, Array],
         mask: Array,
         past: tuple[Array, Array, Array] | None,
         block: tuple[Array, Array] | None,
@@ -97,7 +97,7 @@ class Layer(nn.Module):
         """`x` `[B, T, D]` -> `[B, T, D]` and the block's keys and values `[B, K, N, C]`."""
         c = self.config
         mixed, rows = Attention(c, name="attention")(
-            Norm(c.epsilon, name="attention_norm")(x), angles, mask, past, block, start
+            Norm(c.epsilon, name="attention_norm")(x), turn, mask, past, block, start
         )
         x = x + mixed
         x = x + FeedForward(c, name="feedforward")(Norm(c.epsilon, name="feedforward_norm")(x))
@@ -113,7 +113,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Array,
-        angles: Array,
+        turn: tuple[Array, Array],
         mask: Array,
         past: tuple[Array, Array, Array] | None,
         block: tuple[Array, Array] | None,
@@ -125,8 +125,8 @@ class Attention(nn.Module):
             y = Linear(count * c.channels, (axis, "width"), c.attention_bias, name=name)(x)
             return y.reshape(*x.shape[:2], count, c.channels).swapaxes(1, 2)
 
-        query = _rotate(heads("query", c.heads, "heads"), angles)
-        key = _rotate(heads("key", c.kv_heads, "kv_heads"), angles)
+        query = _rotate(heads("query", c.heads, "heads"), turn)
+        key = _rotate(heads("key", c.kv_heads, "kv_heads"), turn)
         value = heads("value", c.kv_heads, "kv_heads")
         if block is not None:
             put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
@@ -167,7 +167,7 @@ class Linear(nn.Module):
         y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
         if self.use_bias:
             bias = named(nn.initializers.zeros, self.axes[0])
-            y = y + self.param("bias", bias, (self.features,))
+            y = y + self.param("bias", bias, (self.features,))[None, None]
         return y
 
 
@@ -181,16 +181,18 @@ class Norm(nn.Module):
         weight = self.param("weight", named(nn.initializers.ones, None), (x.shape[-1],))
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * scale).astype(x.dtype) * weight
+        return (wide * scale).astype(x.dtype) * weight[None, None]
 
 
-def _angles(positions: Array, config: ModelConfig) -> Array:
-    """`[B, T]` -> `[B, 1, T, C / 2]` float32."""
+def _turns(positions: Array, config: ModelConfig) -> tuple[Array, Array]:
+    """Cosines and sines of the rotary angles at `[B, T]`: `[B, 1, T, C / 2]` float32 each."""
     exponents = np.arange(0, config.channels, 2, dtype=np.float64) / config.channels
     frequencies = config.rope_theta**-exponents
     if config.rope_scaling is not None:
         frequencies = _stretch(frequencies, config.rope_scaling)
-    return positions[:, None, :, None].astype(jnp.float32) * frequencies.astype(np.float32)
+    rates = frequencies.astype(np.float32)[None, None, None]
+    angles = positions[:, None, :, None].astype(jnp.float32) * rates
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _stretch(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -204,9 +206,9 @@ def _stretch(frequencies: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     return fast * frequencies + (1 - fast) * slow
 
 
-def _rotate(x: Array, angles: Array) -> Array:
+def _rotate(x: Array, turn: tuple[Array, Array]) -> Array:
     """Turns channel pairs `(c, c + C / 2)` of `[B, H, T, C]` by their angles."""
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    cos, sin = turn
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -11,29 +11,29 @@ from jspec.candidates import Candidates, Verdict
 from jspec.sampling import Sampling, pick
 
 
-def verify(candidates: Candidates, logits: Array, noise: Array, sampling: Sampling) -> Verdict:
+def verify(
+    candidates: Candidates, logits: Array, noise: Array, sampling: Sampling, *, path_length: int
+) -> Verdict:
     """Walks down from the root for as long as the picked token is among a node's children.
 
     Args:
-      candidates: trees of N nodes.
+      candidates: trees of N nodes, at most `path_length` (A) of them from the root to a leaf.
       logits: `[B, N, V]` the target's, at every node.
-      noise: `[B, A, V]` for the tokens after the root, after its children, and so on.
+      noise: `[B, N, V]` that of the position which follows each node.
     """
-    rows = jnp.arange(logits.shape[0])
+    picks = pick(logits, noise, sampling)
+    rows = jnp.arange(len(picks))
     node = jnp.zeros_like(rows)
     walking = jnp.ones_like(rows, bool)
-    count = next_token = jnp.zeros_like(rows)
-    path = []
-    for depth in range(noise.shape[1]):
-        path.append(node)
-        count += walking
-        picked = pick(logits[rows, node, None], noise[:, depth, None], sampling)[:, 0]
-        next_token = jnp.where(walking, picked, next_token)
+    path, count = [node], jnp.ones_like(rows)
+    for _ in range(path_length - 1):
         chosen = (
             (candidates.parent == node[:, None])
-            & (candidates.tokens == picked[:, None])
+            & (candidates.tokens == picks[rows, node][:, None])
             & candidates.valid
         )
         walking &= chosen.any(axis=-1)
         node = jnp.where(walking, jnp.argmax(chosen, axis=-1), node)
-    return Verdict(jnp.stack(path, axis=-1), count, next_token)
+        count += walking
+        path.append(node)
+    return Verdict(jnp.stack(path, axis=-1), count, picks[rows, node])

@@ -1,0 +1,30 @@
+"""How much of a generation the drafter had guessed."""
+
+from typing import Any
+
+import numpy as np
+
+from jspec.decode import Generation
+
+DEFINITION = (
+    "accepted_by_depth[d - 1] is the share of all rounds that kept a guess at depth d; "
+    "acceptance_rate is guesses kept over tree depth, the most that a round can keep"
+)
+
+
+def acceptance(generation: Generation) -> dict[str, Any]:
+    """Rounds, tokens a round with and without the bonus token, and acceptance by depth."""
+    kept = np.asarray(generation.kept).sum(axis=0)
+    rounds = int(np.asarray(generation.rounds).sum())
+    tokens = int(np.asarray(generation.length).sum())
+    depth = len(kept) - 1
+    by_depth = [float(kept[d] / rounds) if rounds else 0.0 for d in range(1, depth + 1)]
+    return {
+        "rounds": rounds,
+        "tokens": tokens,
+        "tokens_per_round": tokens / rounds if rounds else 0.0,
+        "guessed_tokens_per_round": sum(by_depth),
+        "accepted_by_depth": by_depth,
+        "acceptance_rate": sum(by_depth) / depth if depth else None,
+        "acceptance_definition": DEFINITION,
+    }

@@ -1,0 +1,175 @@
+"""What a round costs beside the forward passes of its models.
+
+Two compiled loops are timed in turns: one of whole rounds of speculation, the other of nothing but
+the forward passes that such a round makes, of the same shapes: the draft's, level by level over the
+growing block, its late token's in as many rounds as the first loop had one, and the target's over
+the tree, each with its logits. What the first takes longer is drafting's top-k, noise,
+verification, commit and bookkeeping. Each pass of the second loop takes its tokens from the logits
+before it, and a barrier keeps every result whole, so that the compiler can neither drop nor merge
+the passes.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jspec.bench.suite import Method, Workload
+from jspec.cache import Block, Cache
+from jspec.decode import State, begin, speculate
+from jspec.draft.small_model import SmallModelDrafter
+from jspec.models.protocol import Model, Params
+from jspec.tree import Tree
+
+ROUNDS = 32
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Milliseconds a round, medians; `outside` is the share that is not forward passes."""
+
+    method: str
+    temperature: float
+    round_ms: float
+    forwards_ms: float
+    outside: float
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def breakdown(
+    method: Method,
+    target: Model,
+    params: Params,
+    work: Workload,
+    *,
+    temperature: float,
+    repetitions: int,
+) -> Breakdown:
+    """Times the two loops on the first batch of a workload, `repetitions` times each, in turns."""
+    names = {"target": target, "drafter": method.drafter}
+    start = jax.jit(functools.partial(begin, **names, tokens=work.tokens))
+    state = start(params, method.draft, work.batches[0])
+    law = work.sampling(temperature)
+    rounds = functools.partial(_rounds, params, method.draft, state, work.keys[0], law, **names)
+    late = _late(rounds())
+    passes = functools.partial(_passes, params, method.draft, state, late, **names)
+    jax.block_until_ready(passes())
+    times = [(_seconds(rounds), _seconds(passes)) for _ in range(repetitions)]
+    whole, models = (median(column) * 1e3 / ROUNDS for column in zip(*times, strict=True))
+    outside = median(1 - passes / rounds for rounds, passes in times)
+    return Breakdown(method.name, temperature, whole, models, outside)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - started
+
+
+def _late(result: tuple[State, Array]) -> Array:
+    """`[ROUNDS]` bool, as many of them true as rounds had a late token, spread evenly."""
+    share = int(result[1]) / ROUNDS
+    steps = jnp.floor(jnp.arange(ROUNDS + 1) * share + 1e-6)
+    return steps[1:] > steps[:-1]
+
+
+@functools.partial(jax.jit, static_argnames=("target", "drafter"))
+def _rounds(
+    params: Params,
+    draft: Params,
+    state: State,
+    keys: Array,
+    law: Any,
+    *,
+    target: Model,
+    drafter: Any,
+) -> tuple[State, Array]:
+    """The state after `ROUNDS` rounds, and how many of them began with a late token.
+
+    A row that ends on the way takes part in the rest: a round's work does not hang on it.
+    """
+    none = jnp.zeros((0,), jnp.int32)
+
+    def advance(_: int, carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, late = carry
+        begins_late = jnp.any(getattr(state.drafter, "late", jnp.array(False)))
+        state = speculate(params, draft, state, keys, law, none, target=target, drafter=drafter)
+        return state, late + begins_late
+
+    return jax.lax.fori_loop(0, ROUNDS, advance, (state, jnp.int32(0)))
+
+
+@functools.partial(jax.jit, static_argnames=("target", "drafter"))
+def _passes(
+    params: Params, draft: Params, state: State, late: Array, *, target: Model, drafter: Any
+) -> Array:
+    """`ROUNDS` times the forward passes of a round: `[B]`, a number that hangs on all of them."""
+
+    def advance(number: Array, token: Array) -> Array:
+        if isinstance(drafter, SmallModelDrafter):
+            memory = state.drafter
+            token, block = _late_pass(
+                draft, memory.cache, memory.block, token, late[number], model=drafter.model
+            )
+            token = _draft_passes(
+                draft, memory.cache, block, token, model=drafter.model, tree=drafter.tree
+            )
+        tree = drafter.tree
+        nodes = jnp.broadcast_to(token[:, None], (len(token), tree.size))
+        mask = jnp.asarray(tree.mask)
+        return _pass(params, nodes, mask, state.cache, None, 0, model=target)[0]
+
+    return jax.lax.fori_loop(0, ROUNDS, advance, state.tokens[:, 0])
+
+
+def _late_pass(
+    draft: Params, cache: Cache, block: Block, token: Array, late: Array, *, model: Model
+) -> tuple[Array, Block]:
+    """The pass over a late token, whose logits nobody asks for."""
+
+    def run() -> tuple[Array, Block]:
+        positions = cache.length[:, None]
+        output = model.forward(draft, token[:, None], positions, jnp.ones((1, 1), bool), cache)
+        row = jax.lax.optimization_barrier(output.block)
+        return token, jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), block, row)
+
+    return jax.lax.cond(late, run, lambda: (token, block))
+
+
+def _draft_passes(
+    draft: Params, cache: Cache, block: Block, token: Array, *, model: Model, tree: Tree
+) -> Array:
+    """The draft's passes over the levels of a tree: `[B]` from the last one's logits."""
+    for depth in range(tree.depth):
+        level = tree.level(depth)
+        nodes = jnp.broadcast_to(token[:, None], (len(token), level.stop - level.start))
+        seen = jnp.pad(jnp.asarray(tree.mask[level, : level.stop]), ((0, 0), (1, 0)))
+        token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
+    return token
+
+
+def _pass(
+    params: Params,
+    nodes: Array,
+    mask: Array,
+    cache: Cache,
+    block: Block | None,
+    start: int,
+    *,
+    model: Model,
+) -> tuple[Array, Block]:
+    """One forward pass with its logits; `[B]` tokens that hang on them, and the block."""
+    positions = jnp.broadcast_to(cache.length[:, None], nodes.shape)
+    output = model.forward(params, nodes, positions, mask, cache, block, start=start)
+    logits = model.logits(params, output.hidden)
+    logits, block = jax.lax.optimization_barrier((logits, output.block))
+    return (logits[:, 0, 0] > 0).astype(jnp.int32), block

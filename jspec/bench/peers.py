@@ -1,0 +1,124 @@
+"""Hugging Face's `generate` on the same weights: plain, and assisted by the same draft.
+
+Needs PyTorch, which only this comparison uses.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jspec.bench.suite import Workload
+from jspec.bench.timing import Run
+
+PLAIN, ASSISTED = "transformers generate", "transformers assisted"
+THREADS = (1, 2)
+NO_TORCH = "against_transformers needs PyTorch, which is not installed: pip install torch"
+
+
+class Peer:
+    """One way of transformers to write, with a number of threads; a `Runner`."""
+
+    def __init__(self, name: str, threads: int, model: Any, assistant: Any, work: Workload) -> None:
+        self.name = label(name, threads)
+        self._threads, self._model, self._assistant, self._work = threads, model, assistant, work
+
+    def __call__(self, batch: int, temperature: float) -> Run:
+        import torch
+
+        torch.set_num_threads(self._threads)
+        torch.manual_seed(batch)
+        prompts = self._work.batches[batch]
+        length = int(prompts.length[0])
+        tokens = torch.from_numpy(np.asarray(prompts.tokens)[:, :length].astype(np.int64))
+        options = {"assistant_model": self._assistant} if self._assistant is not None else {}
+        if temperature > 0:
+            options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+        passes = _Passes(self._model)
+        started = time.perf_counter()
+        with torch.inference_mode(), passes:
+            written = self._model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                do_sample=temperature > 0,
+                max_new_tokens=self._work.tokens,
+                **options,
+            )
+        seconds = time.perf_counter() - started
+        new = written[:, length:].numpy().astype(np.int32)
+        if new.shape[1] != self._work.tokens:
+            raise RuntimeError(f"{self.name} wrote {new.shape[1]} of {self._work.tokens} tokens")
+        return Run(seconds, new, passes.count * len(new))
+
+
+class _Passes:
+    """Counts forward passes of a model while it is entered."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.count = model, 0
+
+    def __enter__(self) -> None:
+        self._hook = self._model.register_forward_hook(self._counted)
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _counted(self, *_: object) -> None:
+        self.count += 1
+
+
+def peers(target: Path, drafts: Sequence[tuple[str, Path]], work: Workload) -> list[Peer]:
+    """Every way and number of threads, each run once so that nothing is made during timing.
+
+    Args:
+      target: a Hugging Face folder; drafts: names and folders of the assistants.
+      work: batches of one row where there are drafts: assisted generation takes no more.
+    """
+    check_torch()
+    if any(int(p.length.min()) != int(p.length.max()) for p in work.batches):
+        raise ValueError("prompts of several lengths in a batch: transformers is given them equal")
+    model = _load(target)
+    ways = [Peer(PLAIN, threads, model, None, work) for threads in THREADS]
+    if work.rows == 1:
+        for name, folder in drafts:
+            assistant = _load(folder)
+            named = f"{ASSISTED} {name}"
+            ways += [Peer(named, threads, model, assistant, work) for threads in THREADS]
+    for way in ways:
+        way(0, 0.0)
+    return ways
+
+
+def label(name: str, threads: int) -> str:
+    """What a way with a number of threads is called in tables."""
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"
+
+
+def way(method: str) -> str | None:
+    """The way that a label stands for, whatever the number of threads; None for other methods."""
+    if not method.startswith((PLAIN, ASSISTED)):
+        return None
+    return method.rpartition(", ")[0]
+
+
+def check_torch() -> None:
+    """Raises `ValueError`, which says how to install it, where PyTorch is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ValueError(NO_TORCH) from None
+
+
+def _load(folder: Path) -> Any:
+    """A model in float32 that writes until it is told to stop, past every end of text."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    ).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model

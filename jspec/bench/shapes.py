@@ -1,0 +1,65 @@
+"""Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, or a file of paths."""
+
+import json
+import re
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+
+from jspec.tree import Tree
+
+FORMS = (
+    "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
+    "length), or a file of JSON paths [[0, 0], [1]]"
+)
+
+
+def read_tree(text: str, context: int) -> Tree:
+    """The tree that `text` describes, root included no larger than `context`."""
+    widths = _widths(text)
+    if widths is None:
+        tree = _read_paths(text)
+        size = tree.size
+    else:
+        size = 1 + sum(accumulate(widths, mul))
+        tree = None
+    if size < 2 or size > context:
+        raise ValueError(
+            f"tree={text!r} has {size} nodes with its root: a tree has at least one candidate and "
+            f"no more nodes than the target's context of {context}"
+        )
+    return tree or Tree.branching(widths)
+
+
+def _widths(text: str) -> tuple[int, ...] | None:
+    """Children a node, level by level; None when the text must be the name of a file."""
+    shape = re.fullmatch(r"(chain:|fork:(?=\d+x\d+$))?(\d{1,6}(?:x\d{1,6}){0,99})", text)
+    if shape is None or (shape[1] == "chain:" and "x" in shape[2]):
+        return None
+    numbers = tuple(map(int, shape[2].split("x")))
+    if 0 in numbers:
+        raise ValueError(f"tree={text!r}: every number in it must be at least 1")
+    if shape[1] == "chain:":
+        return (1,) * numbers[0]
+    if shape[1] == "fork:":
+        return (numbers[0],) + (1,) * (numbers[1] - 1)
+    return numbers
+
+
+def _read_paths(text: str) -> Tree:
+    file = Path(text)
+    if not file.is_file():
+        raise ValueError(f"tree={text!r} is no tree and no file: {FORMS}")
+    try:
+        paths = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"tree={text!r} is not JSON ({error}): {FORMS}") from None
+    whole = isinstance(paths, list) and all(
+        isinstance(path, list) and all(type(rank) is int for rank in path) for path in paths
+    )
+    if not whole:
+        raise ValueError(f"tree={text!r} holds no list of paths: {FORMS}")
+    try:
+        return Tree.from_paths(paths)
+    except ValueError as error:
+        raise ValueError(f"tree={text!r}: {error}") from None

@@ -1,0 +1,29 @@
+"""Figures as a table on a terminal."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from jspec.bench.summary import Row
+
+
+def table(rows: Sequence[Row], title: str, *, spread: bool) -> Table:
+    """One line a row, a rule between temperatures; `spread` adds the slowest and the fastest."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    grid.add_column("method")
+    columns = ["T", "tokens/s", *(["slowest..fastest"] if spread else []), "speed-up"]
+    for name in (*columns, "tokens/round", "same text"):
+        grid.add_column(name, justify="right")
+    for number, row in enumerate(rows):
+        following = rows[number + 1 : number + 2]
+        grid.add_row(
+            row.method,
+            f"{row.temperature:g}",
+            f"{row.tokens_per_second:.0f}",
+            *([f"{row.slowest:.0f}..{row.fastest:.0f}"] if spread else []),
+            f"{row.speedup:.2f}x",
+            "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.2f}",
+            {True: "yes", False: "no", None: "-"}[row.identical],
+            end_section=bool(following) and following[0].temperature != row.temperature,
+        )
+    return grid

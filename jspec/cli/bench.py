@@ -1,0 +1,208 @@
+"""`jspec bench`: methods side by side, in one process, on the same prompts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jspec.bench import settings
+from jspec.cli.pair import Dtype, read_draft, read_target
+from jspec.cli.screen import console, emit, steps
+from jspec.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from jspec.bench.breakdown import Breakdown
+    from jspec.bench.peers import Peer
+    from jspec.bench.suite import Method, Program, Workload
+    from jspec.formats.huggingface import Checkpoint
+
+Tick = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Bench(Verb):
+    """Time plain and speculative decoding, interleaved, on held-out code."""
+
+    target: str = settings.TARGET
+    """zoo:target, a local Hugging Face folder, or a hub name."""
+    drafts: tuple[str, ...] = settings.DRAFTS
+    """Drafts to compare."""
+    trees: tuple[str, ...] = settings.TREES
+    """Trees for each draft: chain:5, 4x2x2x1, fork:4x5, or a file of JSON paths."""
+    lookups: tuple[str, ...] = settings.LOOKUPS
+    """Chains and forks for prompt look-up."""
+    temperatures: tuple[float, ...] = settings.TEMPERATURES
+    """Temperatures to sample at."""
+    prompts: int = settings.BENCH_PROMPTS
+    """How many held-out prompts."""
+    prompt_length: int = settings.PROMPT_LENGTH
+    """Tokens of each."""
+    tokens: int = settings.TOKENS
+    """New tokens of each."""
+    batch: int = 1
+    """Prompts decoded together."""
+    repetitions: int = settings.BENCH_REPETITIONS
+    """How often everything is run."""
+    dtype: Dtype = "float32"
+    """Of weights and computation."""
+    seed: int = settings.SEED
+    """Of the noise."""
+    prose: bool = False
+    """Use prose, which the zoo has not been trained on, instead of code."""
+    against_transformers: bool = False
+    """Also time Hugging Face generate and assisted generation (PyTorch, float32)."""
+    breakdown: bool = False
+    """Also measure the share of a round that is spent outside the models' forward passes."""
+
+    def run(self) -> int:
+        from jspec.bench.agreement import differences
+        from jspec.bench.report import Report
+        from jspec.bench.summary import summarise
+        from jspec.bench.timing import interleave
+
+        self._check()
+        target = read_target(self.target, self.dtype)
+        drafts = {name: read_draft(name, target, self.dtype) for name in self.drafts}
+        work = self._workload(target)
+        methods = self._methods(target, drafts)
+        batches = len(work.batches)
+        runs = self.repetitions * len(self.temperatures) * batches
+        parts = len(self._taken_apart(methods))
+        with steps(len(methods) + self.against_transformers + runs + parts) as tick:
+            programs = [self._compile(method, target, work, tick) for method in methods]
+            samples = interleave(
+                [*programs, *self._peers(target, drafts, work, tick)],
+                batches=batches,
+                temperatures=self.temperatures,
+                repetitions=self.repetitions,
+                tick=tick,
+            )
+            breakdowns = self._breakdowns(methods, target, work, tick)
+        ours = [method.name for method in methods]
+        own = [sample for sample in samples if sample.method in ours]
+        report = Report(
+            summarise(samples, coupled=ours),
+            differences(own, target.model, target.params, work),
+            breakdowns,
+            {program.name: program.compile_seconds for program in programs},
+            self._setting(target),
+        )
+        if self.json:
+            emit(report.record())
+        else:
+            report.show(console())
+        exact = self.dtype == "float32"
+        return 0 if all(d.near_tie for d in report.differences) or not exact else 1
+
+    def _check(self) -> None:
+        from jspec.bench.peers import check_torch
+        from jspec.sampling import sampling
+
+        for name in ("prompts", "prompt_length", "tokens", "batch", "repetitions"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
+        if not self.temperatures:
+            raise ValueError("temperatures is empty: give at least one, such as 0")
+        for temperature in self.temperatures:
+            sampling(1, temperature=temperature)
+        if self.against_transformers:
+            check_torch()
+
+    def _workload(self, target: "Checkpoint") -> "Workload":
+        from jspec.bench.suite import workload
+        from jspec.zoo.prompts import held_out_prompts, out_of_domain_prompts
+
+        cut = out_of_domain_prompts if self.prose else held_out_prompts
+        return workload(
+            cut(target.tokenizer, self.prompts, self.prompt_length),
+            batch=self.batch,
+            tokens=self.tokens,
+            context=target.model.config.context,
+            seed=self.seed,
+        )
+
+    def _methods(self, target: "Checkpoint", drafts: "dict[str, Checkpoint]") -> "list[Method]":
+        from jspec.bench.suite import PLAIN, Method, lookup, small_model
+
+        context = target.model.config.context
+        return [
+            Method(PLAIN),
+            *(
+                small_model(f"{name} {tree}", draft, tree, context)
+                for name, draft in drafts.items()
+                for tree in self.trees
+            ),
+            *(lookup(f"look-up {tree}", tree, context) for tree in self.lookups),
+        ]
+
+    def _compile(
+        self, method: "Method", target: "Checkpoint", work: "Workload", tick: Tick
+    ) -> "Program":
+        from jspec.bench.suite import Program
+
+        tick(f"compiling {method.name}")
+        return Program(method, target.model, target.params, work)
+
+    def _peers(
+        self,
+        target: "Checkpoint",
+        drafts: "dict[str, Checkpoint]",
+        work: "Workload",
+        tick: Tick,
+    ) -> "list[Peer]":
+        from jspec.bench.peers import peers
+
+        if not self.against_transformers:
+            return []
+        tick("loading transformers")
+        folders = [(name, draft.folder) for name, draft in drafts.items()]
+        return peers(target.folder, folders, work)
+
+    def _taken_apart(self, methods: "Sequence[Method]") -> "list[tuple[Method, float]]":
+        if not self.breakdown:
+            return []
+        speculative = [method for method in methods if method.drafter is not None]
+        return [(method, t) for method in speculative for t in self.temperatures]
+
+    def _breakdowns(
+        self,
+        methods: "Sequence[Method]",
+        target: "Checkpoint",
+        work: "Workload",
+        tick: Tick,
+    ) -> "list[Breakdown]":
+        from jspec.bench.breakdown import breakdown
+
+        found = []
+        for method, temperature in self._taken_apart(methods):
+            tick(f"taking apart {method.name}")
+            found.append(
+                breakdown(
+                    method,
+                    target.model,
+                    target.params,
+                    work,
+                    temperature=temperature,
+                    repetitions=max(self.repetitions, 5),
+                )
+            )
+        return found
+
+    def _setting(self, target: "Checkpoint") -> dict[str, Any]:
+        from jspec.bench.machine import machine
+
+        return {
+            "target": self.target,
+            "drafts": list(self.drafts),
+            "dtype": self.dtype,
+            "batch": self.batch,
+            "context": target.model.config.context,
+            "prompts": self.prompts,
+            "prompt_tokens": self.prompt_length,
+            "new_tokens": self.tokens,
+            "repetitions": self.repetitions,
+            "seed": self.seed,
+            "text": "prose" if self.prose else "held-out code",
+            **machine(),
+        }

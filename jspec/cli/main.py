@@ -1,0 +1,87 @@
+"""The entry point: finds the verb, runs it, and turns bad input into one line and exit 2."""
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, subcommand
+
+from jspec.cli.bench import Bench
+from jspec.cli.demo import Demo
+from jspec.cli.export import Export
+from jspec.cli.generate import Generate
+from jspec.cli.train import Train
+from jspec.cli.verb import Verb
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+VERBS = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Generate, subcommand("generate")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Export, subcommand("export")]
+)
+DESCRIPTION = "Lossless speculative decoding: the same text, sooner."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns its exit code: 0 done, 1 a check failed, 2 bad input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb = _read(arguments)
+    except SystemExit as end:
+        return int(end.code or DONE)
+    try:
+        return verb.run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does; nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except (ValueError, OSError, OverflowError) as error:
+        if verb.debug:
+            traceback.print_exc()
+        _complain(str(error) or type(error).__name__)
+        return BAD_INPUT
+
+
+def _read(arguments: list[str]) -> Verb:
+    """The verb that the arguments ask for; on an error one line, and `SystemExit` with 2."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                VERBS,
+                prog="jspec",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if end.code:
+            _complain(_unbox(box.getvalue()))
+        raise
+
+
+def _complain(message: str) -> None:
+    print("jspec: " + " ".join(message.split()), file=sys.stderr)
+
+
+def _unbox(box: str) -> str:
+    """The words of tyro's framed message, without the frame and what only repeats the help."""
+    lines = (line.strip(" │") for line in box.splitlines())
+    words = [line for line in lines if line and line[0] not in "╭╰─"]
+    kept = []
+    for number, line in enumerate(words):
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        kept.append(line)
+        if number and words[number - 1].startswith("Perhaps you meant"):
+            break
+    return " ".join([*kept, "(jspec --help lists what there is)"])

@@ -1,0 +1,87 @@
+"""A target and its draft, as the command line names them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from jspec.formats.huggingface import Checkpoint
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def read_model(argument: str, source: str, dtype: str) -> "Checkpoint":
+    """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument."""
+    from jspec import zoo
+    from jspec.formats.huggingface import load
+
+    try:
+        return load(zoo.find(source), dtype=dtype)
+    except (ValueError, OSError) as error:
+        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
+        raise ValueError(f"{argument}={source!r}: {reason}") from error
+
+
+def read_target(source: str, dtype: str) -> "Checkpoint":
+    """Loads a model that can write text: one with a tokenizer."""
+    target = read_model("target", source, dtype)
+    if target.tokenizer is None:
+        raise ValueError(
+            f"target={source!r} has no tokenizer: put its tokenizer.json beside config.json"
+        )
+    return target
+
+
+def read_draft(source: str, target: "Checkpoint", dtype: str) -> "Checkpoint":
+    """Loads a draft whose tokens are the target's."""
+    draft = read_model("draft", source, dtype)
+    sizes = draft.model.config.vocabulary, target.model.config.vocabulary
+    if draft.tokenizer is None:
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"draft={source!r} has no tokenizer, and a vocabulary of {sizes[0]} where the "
+                f"target has {sizes[1]}: put its tokenizer.json beside config.json"
+            )
+        return draft
+    difference = disagreement(
+        target.tokenizer.get_vocab(), draft.tokenizer.get_vocab(), size=min(sizes)
+    )
+    if difference:
+        raise ValueError(
+            f"draft={source!r}: {difference}; a draft has the target's vocabulary, or the two "
+            "differ in padding at the end alone, so use a draft that was made for this target"
+        )
+    return draft
+
+
+def disagreement(target: Mapping[str, int], draft: Mapping[str, int], *, size: int) -> str:
+    """How two tokenizers differ in the first `size` tokens, in words; empty if they agree.
+
+    `size` is the smaller model's vocabulary. The other may go on: where one model's embedding is
+    filled up beyond its tokenizer's last token, what stands there is padding and is never written.
+    """
+    ours, theirs = ({number: token for token, number in v.items()} for v in (target, draft))
+    shared = range(min(size, max(len(ours), len(theirs))))
+    for number in shared:
+        if ours.get(number) != theirs.get(number):
+            return (
+                f"token {number} is {theirs.get(number)!r} in the draft and "
+                f"{ours.get(number)!r} in the target"
+            )
+    return ""
+
+
+def write_model(folder: Path, model: "Checkpoint", dtype: Any) -> None:
+    """Writes a checkpoint, tokenizer included, as a Hugging Face folder."""
+    from jspec.formats.folder import TOKENIZER_FILES
+    from jspec.formats.huggingface import save
+
+    has_text = any((model.folder / name).is_file() for name in TOKENIZER_FILES)
+    save(
+        folder,
+        model.model,
+        model.params,
+        tokenizer=model.folder if has_text else None,
+        end_of_text=model.end_of_text,
+        dtype=dtype,
+    )

@@ -1,0 +1,56 @@
+"""`jspec train`: one of `configs/`, with changes from the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from jspec.cli.screen import console, emit
+from jspec.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from jspec.distill.recipe import Recipe
+
+
+@dataclass(kw_only=True)
+class Train(Verb):
+    """Train a model from a recipe; goes on from the newest checkpoint of its run."""
+
+    config: Positional[Path]
+    """A Python file with `def config() -> Recipe`, such as configs/zoo_wide.py."""
+    overrides: Positional[tuple[str, ...]] = ()
+    """Fields to change, dotted: steps=100 model.layers=2."""
+
+    def run(self) -> int:
+        from jspec.cli.overrides import override
+
+        recipe = override(read_recipe(self.config), self.overrides)
+        from jspec.zoo.training import make
+
+        screen = console()
+        try:
+            folder = make(recipe, lambda note: screen.print(note, soft_wrap=True))
+        except FloatingPointError as error:
+            screen.print(f"{error}: the last good checkpoint is kept", soft_wrap=True)
+            return 1
+        if self.json:
+            emit({"name": recipe.name, "steps": recipe.steps, "folder": str(folder)})
+        else:
+            screen.print(f"{recipe.name}: written to {folder}", soft_wrap=True)
+        return 0
+
+
+def read_recipe(file: Path) -> "Recipe":
+    """What the file's `config()` returns."""
+    import runpy
+
+    from jspec.distill.recipe import Recipe
+
+    if not file.is_file():
+        raise FileNotFoundError(f"config={str(file)!r}: no such file; give configs/NAME.py")
+    config = runpy.run_path(str(file)).get("config")
+    recipe = config() if callable(config) else None
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"config={str(file)!r} has no `def config() -> Recipe`: write one")
+    return recipe

@@ -1,0 +1,43 @@
+"""Prompts that no model of the zoo has seen, the same ones in every run."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jspec.zoo.corpus import held_out_documents, out_of_domain_documents
+
+READ = 16_000  # characters of a document: enough windows, and quick to encode
+
+
+def held_out_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
+    """`count` windows of `length` tokens of Python source out of held-out modules.
+
+    The start of a module, where licences stand, is left out, and each module gives one window
+    before any gives a second.
+
+    Args:
+      tokenizer: of transformers, as `Checkpoint.tokenizer` is.
+    """
+    return _windows(held_out_documents(), tokenizer, count, length)
+
+
+def out_of_domain_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
+    """The same out of prose: the topics of `pydoc`."""
+    return _windows(out_of_domain_documents(), tokenizer, count, length)
+
+
+def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) -> list[list[int]]:
+    if count < 1 or length < 1:
+        raise ValueError(f"count={count}, length={length}: both must be at least 1")
+    texts = [text[:READ] for text in documents]
+    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    places = sorted(
+        (start, document)
+        for document, row in enumerate(rows)
+        for start in range(length, len(row) - length + 1, length)
+    )
+    if len(places) < count:
+        raise ValueError(
+            f"count={count}: the documents hold {len(places)} windows of {length} tokens, "
+            "so ask for fewer or shorter ones"
+        )
+    return [rows[document][start : start + length] for start, document in places[:count]]

@@ -1,0 +1,62 @@
+"""From a recipe to a model folder: corpus, tokenizer, training, files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from jspec import zoo
+from jspec.distill.data import Blocks, cut
+from jspec.distill.loop import train
+from jspec.distill.recipe import Recipe
+from jspec.formats.huggingface import save
+from jspec.models.transformer import transformer
+from jspec.zoo.corpus import held_out_documents, training_documents
+from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
+
+TOKENIZER = "tokenizer.json"
+
+
+def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
+    """Trains on the standard library and writes `output/name/model`, whose path it returns.
+
+    Args:
+      note: told what is being done before the first step.
+    """
+    run = Path(recipe.output).absolute() / recipe.name
+    note("reading the standard library")
+    documents = training_documents()
+    tokenizer = find_tokenizer(run, documents, recipe.model.vocabulary)
+    note("encoding the corpus")
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    blocks = Blocks(cut(documents, tokenizer, end, recipe.length), recipe.seed)
+    held_out = Blocks(cut(held_out_documents(), tokenizer, end, recipe.length))
+    note(f"{blocks.tokens.shape[0] * recipe.length:,} tokens to train on")
+    model = transformer(recipe.model)
+    params = train(recipe, model, blocks, held_out)
+    folder = run / "model"
+    save(folder, model, params, tokenizer=tokenizer, end_of_text=(end,), dtype="bfloat16")
+    return folder
+
+
+def find_tokenizer(run: Path, documents: list[str], vocabulary: int) -> Tokenizer:
+    """The target's tokenizer where the zoo has one, since drafts share it; else the run's own.
+
+    The run's own is trained on the documents when the run begins, and kept in its folder.
+    """
+    for file in (zoo.MODELS / "target" / TOKENIZER, run / TOKENIZER):
+        if file.is_file():
+            tokenizer = Tokenizer.from_file(str(file))
+            break
+    else:
+        tokenizer = train_tokenizer(documents, vocabulary)
+        run.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(file))
+    if tokenizer.get_vocab_size() > vocabulary:
+        raise ValueError(
+            f"model.vocabulary={vocabulary} is less than the {tokenizer.get_vocab_size()} tokens "
+            f"of {file}: give the model at least as many"
+        )
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise ValueError(f"{file} has no token {END_OF_TEXT}: training closes documents with it")
+    return tokenizer
