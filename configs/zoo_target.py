@@ -1,4 +1,7 @@
-"""The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library."""
+"""The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library.
+
+Goes on from `zoo_target_short.py`, with blocks as long as the context and a falling rate.
+"""
 
 from jspec.config import ModelConfig
 from jspec.distill.recipe import Recipe
@@ -16,4 +19,11 @@ def config() -> Recipe:
         context=512,
         tied=True,
     )
-    return Recipe(name="zoo_target", model=model, batch=8, steps=2200, learning_rate=2e-3)
+    return Recipe(
+        name="zoo_target",
+        model=model,
+        initial="runs/zoo_target_short/model",
+        batch=4,
+        steps=1000,
+        learning_rate=2e-3,
+    )

@@ -1,19 +1,22 @@
 """Lossless speculative decoding and draft training in JAX."""
 
+from jspec import zoo
 from jspec.candidates import Candidates, Verdict
 from jspec.config import ModelConfig, RopeScaling
 from jspec.decode import Generation, Prompts, State, autoregress, generate, prompts, speculate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer
 from jspec.sampling import Sampling, sampling
-from jspec.stream import stream
+from jspec.stream import stream, stream_plain
 from jspec.tree import Tree
 
 __all__ = [
     "Candidates",
+    "Checkpoint",
     "Drafter",
     "Generation",
     "LinenModel",
@@ -30,9 +33,13 @@ __all__ = [
     "Verdict",
     "autoregress",
     "generate",
+    "load",
     "prompts",
     "sampling",
+    "save",
     "speculate",
     "stream",
+    "stream_plain",
     "transformer",
+    "zoo",
 ]

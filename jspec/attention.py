@@ -1,5 +1,6 @@
 """Attention of a block's rows to the committed cache and to each other, in one softmax."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -27,35 +28,30 @@ def attend(
     """
     batch, heads, new, channels = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, new, channels)
-    mask = jnp.broadcast_to(mask, (batch, new, key.shape[2])).swapaxes(1, 2)
-    scores = _scores(grouped, key, mask[:, None, :, None])
-    peak = scores.max(axis=2, keepdims=True)
+    scale = channels**-0.5
+    mask = jnp.broadcast_to(mask, (batch, new, key.shape[2]))[:, None, None]
+    scores = jnp.where(mask, _dot("bkgtc,bknc->bkgtn", grouped, key) * scale, -jnp.inf)
+    # Each query's best score keeps `exp` in range, and cancels: it has no gradient.
+    peak = jax.lax.stop_gradient(scores.max(axis=-1))
     if past_key is None:
-        weights = jnp.exp(scores - peak)
-        total, mixed = weights.sum(axis=2), _mix(weights, value)
+        weights = jnp.exp(scores - peak[..., None])
+        total = weights.sum(axis=-1)
+        mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
     else:
         seen = (jnp.arange(past_key.shape[2])[None] < length[:, None])[:, None, :, None]
-        past_scores = _scores(grouped, past_key, seen[..., None])
-        peak = jnp.maximum(peak, past_scores.max(axis=2, keepdims=True))
-        weights, past_weights = jnp.exp(scores - peak), jnp.exp(past_scores - peak)
-        total = weights.sum(axis=2) + past_weights.sum(axis=2)
+        # Keys come first: a product with the cache on the left needs no copy of it on CPU.
+        past_scores = _dot("bknc,bkgtc->bkngt", past_key, grouped) * scale
+        past_scores = jnp.where(seen[..., None], past_scores, -jnp.inf)
+        peak = jnp.maximum(peak, past_scores.max(axis=2))
+        weights = jnp.exp(scores - peak[..., None])
+        past_weights = jnp.exp(past_scores - peak[:, :, None])
+        total = weights.sum(axis=-1) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
         past_value = jnp.where(seen, past_value, 0)
-        mixed = _mix(weights, value) + _mix(past_weights, past_value)
+        mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
+        mixed += _dot("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
-def _scores(query: Array, key: Array, seen: Array) -> Array:
-    """`[B, K, G, T, C]` and `[B, K, N, C]` -> `[B, K, N, G, T]`, `-inf` where not `seen`.
-
-    Keys come first because a product with the cache on the left needs no copy of it on CPU.
-    """
-    products = jnp.einsum("bknc,bkgtc->bkngt", key, query, preferred_element_type=jnp.float32)
-    return jnp.where(seen, products * query.shape[-1] ** -0.5, -jnp.inf)
-
-
-def _mix(weights: Array, value: Array) -> Array:
-    """`[B, K, N, G, T]` and `[B, K, N, C]` -> `[B, K, G, T, C]`."""
-    return jnp.einsum(
-        "bkngt,bknc->bkgtc", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+def _dot(axes: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)

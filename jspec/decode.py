@@ -154,19 +154,10 @@ def autoregress(
     tokens: int,
 ) -> Generation:
     """Plain decoding, one token a forward pass: what `generate` is held against."""
-    state = _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)
-    first = jnp.zeros((len(prompts.length), 1), jnp.int32)
-    alone = jnp.ones((1, 1), bool)
+    state = begin_plain(params, prompts, target=target, tokens=tokens)
 
     def advance(state: State) -> State:
-        position = state.length[:, None]
-        root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
-        output = target.forward(params, root, position - 1, alone, state.cache)
-        logits = target.logits(params, output.hidden)
-        dice = noise(keys, position, logits.shape[-1], sampling)
-        token = pick(logits, dice, sampling)
-        verdict = Verdict(path=first, count=first[:, 0] + 1, next=token[:, 0])
-        return _emit(state, root, output.block, verdict, stops)[0]
+        return extend(params, state, keys, sampling, stops, target=target)
 
     return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
 
@@ -194,6 +185,25 @@ def begin(
         draft, prompts.tokens, prompts.length, capacity=state.tokens.shape[1], chunk=CHUNK
     )
     return state.replace(drafter=memory)
+
+
+def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
+    """The same, for plain decoding."""
+    return _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)
+
+
+def extend(
+    params: Params, state: State, keys: Array, sampling: Sampling, stops: Array, *, target: Model
+) -> State:
+    """One token of plain decoding."""
+    position = state.length[:, None]
+    root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
+    output = target.forward(params, root, position - 1, jnp.ones((1, 1), bool), state.cache)
+    logits = target.logits(params, output.hidden)
+    token = pick(logits, noise(keys, position, logits.shape[-1], sampling), sampling)
+    alone = jnp.zeros_like(position)
+    verdict = Verdict(path=alone, count=alone[:, 0] + 1, next=token[:, 0])
+    return _emit(state, root, output.block, verdict, stops)[0]
 
 
 def speculate(

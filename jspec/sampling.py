@@ -143,6 +143,7 @@ def _threshold(values: Array, weights: Array, wanted: Array) -> Array:
 
 
 def _ordered(values: Array) -> Array:
-    """Unsigned integers in the order of float32 `values`."""
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
+    """Unsigned integers in the order of float32 `values`; the two zeros are one."""
+    values = jnp.where(values == 0, 0.0, values.astype(jnp.float32))
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))

@@ -43,7 +43,26 @@ def stream(
         yield _written(state, prompts, tokens=tokens)
 
 
+def stream_plain(
+    params: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    tokens: int,
+    rounds: int = 16,
+) -> Iterator[Generation]:
+    """Yields what `autoregress` has written so far, every few tokens; the last is all of it."""
+    state = _begin_plain(params, prompts, target=target, tokens=tokens)
+    while bool(decode.unfinished(state)):
+        state = _extend(params, state, keys, sampling, stops, target=target, rounds=rounds)
+        yield _written(state, prompts, tokens=tokens)
+
+
 _begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "tokens"))
+_begin_plain = jax.jit(decode.begin_plain, static_argnames=("target", "tokens"))
 _written = jax.jit(decode.written, static_argnames=("tokens",))
 
 
@@ -68,5 +87,22 @@ def _advance(
         return decode.speculate(
             params, draft, state, keys, sampling, stops, target=target, drafter=drafter
         )
+
+    return jax.lax.fori_loop(0, rounds, advance, state)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "rounds"), donate_argnames=("state",))
+def _extend(
+    params: Params,
+    state: State,
+    keys: Array,
+    sampling: Sampling,
+    stops: Array,
+    *,
+    target: Model,
+    rounds: int,
+) -> State:
+    def advance(_: int, state: State) -> State:
+        return decode.extend(params, state, keys, sampling, stops, target=target)
 
     return jax.lax.fori_loop(0, rounds, advance, state)

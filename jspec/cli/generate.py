@@ -89,28 +89,18 @@ class Generate(Verb):
         import jax
         import jax.numpy as jnp
 
-        from jspec.cli.plain import plainly
         from jspec.decode import prompts
-        from jspec.stream import stream
+        from jspec.stream import stream, stream_plain
 
         context = target.model.config.context
         batch = prompts([ids], context=context, tokens=self.tokens)
         keys = jax.random.key(self.seed)[None]
         stops = jnp.array(() if self.no_stop else target.end_of_text, jnp.int32)
+        options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
-            return plainly(target, ids, keys, law, stops, tokens=self.tokens)
+            return stream_plain(target.params, batch, keys, law, stops, **options)
         drafter, draft = self._drafter(target, context)
-        return stream(
-            target.params,
-            draft,
-            batch,
-            keys,
-            law,
-            stops,
-            target=target.model,
-            drafter=drafter,
-            tokens=self.tokens,
-        )
+        return stream(target.params, draft, batch, keys, law, stops, drafter=drafter, **options)
 
     def _drafter(self, target: "Checkpoint", context: int) -> tuple[Any, Any]:
         """The drafter and its parameters."""

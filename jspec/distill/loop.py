@@ -22,8 +22,10 @@ from jspec.models.protocol import Model, Params
 EVALUATION_BATCHES = 8
 
 
-def train(recipe: Recipe, model: Model, blocks: Blocks, held_out: Blocks) -> Params:
-    """Trains to the last step and returns the parameters; goes on from the newest checkpoint.
+def train(
+    recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out: Blocks
+) -> Params:
+    """Trains `params` to the last step and returns them; goes on from the newest checkpoint.
 
     Writes `log.jsonl` and `checkpoints/` below `output/name`. Raises `FloatingPointError` at the
     first loss that is not finite, leaving the last good checkpoint.
@@ -36,7 +38,7 @@ def train(recipe: Recipe, model: Model, blocks: Blocks, held_out: Blocks) -> Par
     )
     measure = jax.jit(functools.partial(loss, model=model))
     with _checkpoints(folder, recipe) as checkpoints, _progress(recipe) as show:
-        state = start(jax.random.key(recipe.seed), model=model, optimizer=rule)
+        state = start(params, optimizer=rule)
         if checkpoints.latest is not None:
             state = checkpoints.load_checkpointables(None, {"state": state})["state"]
         began, first = time.monotonic(), int(state.step)

@@ -14,6 +14,7 @@ class Recipe:
 
     Attributes:
       name: the run's folder below `output`.
+      initial: a model folder to start from; nothing for fresh parameters.
       model: the shape to train.
       length: tokens a block; batch: blocks a step; steps: steps in all.
       learning_rate: the peak, held after a linear `warmup` until a linear fall to zero over the
@@ -25,6 +26,7 @@ class Recipe:
     name: str
     model: ModelConfig
     output: str = "runs"
+    initial: str = ""
     length: int = 512
     batch: int = 8
     steps: int = 2000

@@ -21,9 +21,8 @@ class TrainState:
     optimizer: Any
 
 
-def start(key: Array, *, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
-    """Fresh parameters and a fresh optimizer."""
-    params = model.init(key)
+def start(params: Params, *, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 

@@ -104,7 +104,8 @@ class SmallModelDrafter:
             ).block
 
         def skip() -> Block:
-            return jax.tree.map(lambda x: x[:, :, :1], state.block)
+            # No query sees it, but a weight of zero would not hide what is not finite.
+            return jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :1]), state.block)
 
         row = jax.lax.cond(jnp.any(state.late), run, skip)
         return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)

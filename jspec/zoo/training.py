@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from tokenizers import Tokenizer
 
 from jspec import zoo
 from jspec.distill.data import Blocks, cut
 from jspec.distill.loop import train
 from jspec.distill.recipe import Recipe
-from jspec.formats.huggingface import save
+from jspec.formats.huggingface import load, save
+from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import transformer
 from jspec.zoo.corpus import held_out_documents, training_documents
 from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
@@ -33,10 +35,23 @@ def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
     held_out = Blocks(cut(held_out_documents(), tokenizer, end, recipe.length))
     note(f"{blocks.tokens.shape[0] * recipe.length:,} tokens to train on")
     model = transformer(recipe.model)
-    params = train(recipe, model, blocks, held_out)
+    params = train(recipe, model, _initial(recipe, model), blocks, held_out)
     folder = run / "model"
     save(folder, model, params, tokenizer=tokenizer, end_of_text=(end,), dtype="bfloat16")
     return folder
+
+
+def _initial(recipe: Recipe, model: LinenModel) -> Params:
+    """Parameters to start from: fresh ones, or those of `recipe.initial`, a model of that shape."""
+    if not recipe.initial:
+        return model.init(jax.random.key(recipe.seed))
+    found = load(zoo.find(recipe.initial), dtype="float32")
+    if found.model.config != model.config:
+        raise ValueError(
+            f"initial={recipe.initial!r} is {found.model.config}, and the recipe trains "
+            f"{model.config}: the two must be alike"
+        )
+    return found.params
 
 
 def find_tokenizer(run: Path, documents: list[str], vocabulary: int) -> Tokenizer:
