@@ -24,6 +24,6 @@ def config() -> Recipe:
         model=model,
         initial="runs/zoo_target_short/model",
         batch=4,
-        steps=1000,
+        steps=800,
         learning_rate=2e-3,
     )

@@ -18,7 +18,7 @@ from jspec.cli.generate import Generate
 from jspec.cli.train import Train
 from jspec.cli.verb import Verb
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 VERBS = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Generate, subcommand("generate")]
@@ -33,17 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit code: 0 done, 1 a check failed, 2 bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        verb = _read(arguments)
+        return _run(arguments)
     except SystemExit as end:
         return int(end.code or DONE)
-    try:
-        return verb.run()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output left, as `head` does; nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def _run(arguments: list[str]) -> int:
+    verb = _read(arguments)
+    try:
+        return verb.run()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, OverflowError) as error:
         if verb.debug:
             traceback.print_exc()

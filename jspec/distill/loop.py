@@ -22,9 +22,7 @@ from jspec.models.protocol import Model, Params
 EVALUATION_BATCHES = 8
 
 
-def train(
-    recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out: Blocks
-) -> Params:
+def train(recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out: Blocks) -> Params:
     """Trains `params` to the last step and returns them; goes on from the newest checkpoint.
 
     Writes `log.jsonl` and `checkpoints/` below `output/name`. Raises `FloatingPointError` at the

@@ -33,7 +33,7 @@ def step(
     value, gradients = jax.value_and_grad(loss)(state.params, tokens, model=model)
     updates, memory = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients)}
+    metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
     return TrainState(state.step + 1, params, memory), metrics
 
 

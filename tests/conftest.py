@@ -1,0 +1,61 @@
+"""One setting for every test: the CPU's numbers as exact as they get, and nothing implicit."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when jax is imported, so it is set before.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp  # noqa: E402
+
+from jspec import Generation, Model, ModelConfig, transformer  # noqa: E402
+from jspec.models.protocol import Params  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+# Compilations are counted, so none may come from a disk.
+jax.config.update("jax_enable_compilation_cache", False)
+
+
+@pytest.fixture(scope="session")
+def target() -> Model:
+    """A random target of two layers with grouped heads."""
+    return transformer(
+        ModelConfig(
+            vocabulary=61,
+            width=32,
+            feedforward=48,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            channels=8,
+            context=512,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def params(target: Model) -> Params:
+    return sharp(jax.jit(target.init)(jax.random.key(11)))
+
+
+@pytest.fixture(scope="session")
+def drafts(target: Model, params: Params) -> dict[str, Candidate]:
+    """A drafter of every kind: one that is always right, some often, and one with no relation."""
+    return candidates(target, params)
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    """Eighteen ragged prompts, one for each temperature with each way to cut the law."""
+    return mixed_batch()
+
+
+@pytest.fixture(scope="session")
+def plain(target: Model, params: Params, batch: Batch) -> Generation:
+    """What plain decoding writes for the batch, with no end of text."""
+    return plain_text(target, params, batch)

@@ -1,0 +1,93 @@
+"""Attention to cache and block in one softmax, against a plain one over the rows joined."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jspec import Tree
+from jspec.attention import attend
+
+B, K, C, S = 3, 2, 4, 7
+LENGTH = np.array([0, 3, 7])
+
+
+def rows(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def plain(query, key, value, mask, past_key=None, past_value=None, length=None) -> np.ndarray:
+    """One query at a time, in float64, over what it sees and nothing else."""
+    mixed = np.zeros(query.shape)
+    for b, h, t in np.ndindex(query.shape[:3]):
+        k = h // (query.shape[1] // key.shape[1])
+        keys, values = key[b, k][mask[b, t]], value[b, k][mask[b, t]]
+        if past_key is not None:
+            keys = np.concatenate([past_key[b, k, : length[b]], keys])
+            values = np.concatenate([past_value[b, k, : length[b]], values])
+        scores = keys.astype(np.float64) @ query[b, h, t] / np.sqrt(query.shape[-1])
+        weights = np.exp(scores - scores.max())
+        mixed[b, h, t] = weights / weights.sum() @ values
+    return mixed
+
+
+@pytest.mark.parametrize("heads", [2, 6], ids=["a head each", "grouped"])
+@pytest.mark.parametrize("cached", [False, True], ids=["block alone", "cache and block"])
+def test_attention_is_one_softmax_over_cache_and_block(heads, cached):
+    rng = np.random.default_rng(51)
+    tree = Tree.branching((2, 2))
+    query = rows(rng, B, heads, tree.size, C)
+    key, value = rows(rng, B, K, tree.size, C), rows(rng, B, K, tree.size, C)
+    past = (rows(rng, B, K, S, C), rows(rng, B, K, S, C), LENGTH) if cached else ()
+    mask = np.broadcast_to(tree.mask, (B, *tree.mask.shape))
+    expected = plain(query, key, value, mask, *past)
+    np.testing.assert_allclose(attend(query, key, value, tree.mask, *past), expected, atol=1e-5)
+
+
+def test_each_sequence_may_have_a_mask_of_its_own():
+    rng = np.random.default_rng(52)
+    query, key, value = rows(rng, B, 4, 3, C), rows(rng, B, K, 5, C), rows(rng, B, K, 5, C)
+    mask = rng.random((B, 3, 5)) < 0.4
+    mask[:, np.arange(3), np.arange(3)] = True
+    past = rows(rng, B, K, S, C), rows(rng, B, K, S, C), LENGTH
+    np.testing.assert_allclose(
+        attend(query, key, value, mask, *past), plain(query, key, value, mask, *past), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_rows_past_the_length_change_nothing_whatever_they_hold(poison):
+    rng = np.random.default_rng(53)
+    query, key, value = rows(rng, B, 4, 2, C), rows(rng, B, K, 2, C), rows(rng, B, K, 2, C)
+    past_key, past_value = rows(rng, B, K, S, C), rows(rng, B, K, S, C)
+    mask = np.tril(np.ones((2, 2), bool))
+    clean = attend(query, key, value, mask, past_key, past_value, LENGTH)
+    for b, length in enumerate(LENGTH):
+        past_key[b, :, length:] = poison
+        past_value[b, :, length:] = poison
+    poisoned = attend(query, key, value, mask, past_key, past_value, LENGTH)
+    np.testing.assert_array_equal(clean, poisoned)
+
+
+def test_large_scores_do_not_overflow():
+    rng = np.random.default_rng(54)
+    query, key, value = rows(rng, 1, 2, 1, C), rows(rng, 1, 2, 1, C), rows(rng, 1, 2, 1, C)
+    past = rows(rng, 1, 2, S, C) * 100, rows(rng, 1, 2, S, C), np.array([5])
+    mask = np.ones((1, 1, 1), bool)
+    mixed = attend(query * 100, key, value, mask[0], *past)
+    np.testing.assert_allclose(mixed, plain(query * 100, key, value, mask, *past), atol=1e-5)
+
+
+def test_bfloat16_rows_are_mixed_in_float32():
+    rng = np.random.default_rng(55)
+    half = [
+        jnp.asarray(rows(rng, *shape), jnp.bfloat16)
+        for shape in [(B, 4, 1, C), (B, K, 1, C), (B, K, 1, C), (B, K, S, C), (B, K, S, C)]
+    ]
+    mask = np.ones((B, 1, 1), bool)
+    mixed = attend(*half[:3], mask, *half[3:], LENGTH)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float32), half)
+    assert mixed.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(mixed, np.float32), plain(*wide[:3], mask, *wide[3:], LENGTH), atol=0.03
+    )

@@ -1,0 +1,229 @@
+"""Benchmarks: interleaved, honest about differences, and comparable with others."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_zoo
+from rich.console import Console
+
+from jspec import zoo
+from jspec.bench import peers
+from jspec.bench.acceptance import acceptance
+from jspec.bench.agreement import differences
+from jspec.bench.report import Report
+from jspec.bench.shapes import read_tree
+from jspec.bench.suite import PLAIN, Method, Program, workload
+from jspec.bench.summary import best, summarise
+from jspec.bench.table import table
+from jspec.bench.timing import Run, Sample, interleave
+from jspec.cli.main import main
+from jspec.decode import Generation
+from jspec.models.transformer import transformer
+from jspec.tree import Tree
+
+ROWS = [[5, 6, 7, 8], [9, 10, 11, 12]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
+
+
+class Counter:
+    """A runner that notes its turns and needs no time."""
+
+    def __init__(self, name: str, turns: list, tokens: int, seconds: float) -> None:
+        self.name, self.turns, self.tokens, self.seconds = name, turns, tokens, seconds
+
+    def __call__(self, batch: int, temperature: float) -> Run:
+        self.turns.append((self.name, batch, temperature))
+        return Run(self.seconds, np.zeros((1, self.tokens), np.int32), rounds=2)
+
+
+def quiet(note: str) -> None:
+    """Hears progress and says nothing."""
+
+
+def test_every_runner_has_a_turn_on_everything_and_each_goes_first():
+    turns: list = []
+    runners = [Counter("a", turns, 4, 1.0), Counter("b", turns, 4, 1.0)]
+    samples = interleave(runners, batches=2, temperatures=[0, 1], repetitions=2, tick=quiet)
+    assert len(samples) == 16 and len(set(turns)) == 8
+    assert [name for name, *_ in turns[:4]] == ["a", "b", "a", "b"]
+    assert [name for name, *_ in turns[8:12]] == ["b", "a", "b", "a"]
+
+
+def test_no_repetition_begins_after_the_time_is_up_but_the_first():
+    samples = interleave(
+        [Counter("a", [], 4, 1.0)], batches=1, temperatures=[0], repetitions=9, tick=quiet,
+        seconds=0.0,
+    )  # fmt: skip
+    assert [sample.repetition for sample in samples] == [0]
+
+
+def sample(method: str, repetition: int, seconds: float, text: list[int], t: float = 0.0) -> Sample:
+    return Sample(method, t, 0, repetition, Run(seconds, np.array([text]), rounds=2))
+
+
+def test_figures_are_medians_over_repetitions_and_speedups_are_paired():
+    samples = [
+        *(sample(PLAIN, r, s, [1, 2, 3, 4]) for r, s in enumerate([1.0, 2.0, 8.0])),
+        *(sample("tree", r, s, [1, 2, 3, 4]) for r, s in enumerate([0.5, 2.0, 1.0])),
+        *(sample("other", r, s, [1, 2, 3, 5]) for r, s in enumerate([1.0, 1.0, 1.0])),
+    ]
+    plain, tree, other = summarise(samples, coupled=[PLAIN, "tree"])
+    assert (plain.tokens_per_second, plain.slowest, plain.fastest) == (2.0, 0.5, 4.0)
+    assert tree.speedup == 2.0  # of 2, 1 and 8
+    assert (tree.tokens_per_round, tree.identical, other.identical) == (2.0, True, False)
+    assert best([plain, tree, other], 0.0, ["tree", "other"]) == tree
+
+
+def test_sampled_text_of_others_is_not_compared():
+    samples = [sample(PLAIN, 0, 1.0, [1], 1.0), sample("theirs", 0, 1.0, [2], 1.0)]
+    assert [row.identical for row in summarise(samples, coupled=[PLAIN])] == [True, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "tree"),
+    [
+        ("chain:3", Tree.chain(3)),
+        ("4x2x1", Tree.branching((4, 2, 1))),
+        ("3", Tree.branching((3,))),
+        ("fork:4x5", Tree.fork(4, 5)),
+    ],
+)
+def test_trees_are_read_from_text(text, tree):
+    assert read_tree(text, context=64) == tree
+
+
+def test_trees_are_read_from_a_file_of_paths(tmp_path):
+    (tmp_path / "tree.json").write_text("[[0, 0], [1]]")
+    assert read_tree(str(tmp_path / "tree.json"), 64) == Tree.from_paths([(0, 0), (1,)])
+
+
+@pytest.mark.parametrize("text", ["chain:0", "0x2", "fork:3x0", "chain:2x2", "fork:4", "2x", "-1"])
+def test_what_is_no_tree_is_refused(text):
+    with pytest.raises(ValueError, match=f"tree='{text}'"):
+        read_tree(text, context=64)
+
+
+def test_a_tree_fits_the_context_exactly():
+    assert read_tree("chain:63", context=64).size == 64
+    with pytest.raises(ValueError, match="65 nodes with its root"):
+        read_tree("chain:64", context=64)
+
+
+def test_acceptance_counts_rounds_that_kept_each_depth():
+    generation = Generation(
+        tokens=jnp.zeros((1, 7)), length=jnp.array([7]), guessed=jnp.zeros((1, 7), bool),
+        reason=jnp.array([2]), rounds=jnp.array([4]), kept=jnp.array([[4, 2, 1]]),
+        drafted=jnp.array([8]),
+    )  # fmt: skip
+    found = acceptance(generation)
+    assert found["tokens_per_round"] == 7 / 4
+    assert found["accepted_by_depth"] == [0.5, 0.25]
+    assert found["guessed_tokens_per_round"] == found["tokens_per_round"] - 1
+    assert found["acceptance_rate"] == 3 / 8
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model, a workload, and plain decoding's own samples of it."""
+    model = transformer(tiny_zoo.config())
+    params = model.init(jax.random.key(0))
+    work = workload(ROWS, batch=2, tokens=6, context=64, seed=0)
+    program = Program(Method(PLAIN), model, params, work)
+    samples = interleave([program], batches=1, temperatures=[0, 1], repetitions=1, tick=quiet)
+    return model, params, work, samples
+
+
+def test_a_text_that_differs_is_found_and_is_no_near_tie(plain):
+    model, params, work, samples = plain
+    assert differences(samples, model, params, work) == []
+    tokens = samples[1].run.tokens.copy()
+    tokens[1, 3:] = (tokens[1, 3:] + 1) % tiny_zoo.VOCABULARY
+    forged = Sample("forged", 1, 0, 0, Run(1.0, tokens))
+    (difference,) = differences([*samples, forged], model, params, work)
+    assert (difference.prompt, difference.token) == (1, 3)
+    assert not difference.near_tie and "NOT a near-tie" in str(difference)
+
+
+def test_a_plain_token_scores_best_under_its_own_noise(plain):
+    """The score by which near-ties are told is the one that decoding maximises."""
+    model, params, work, samples = plain
+    tokens = samples[1].run.tokens
+    gaps = []
+    for other in range(tiny_zoo.VOCABULARY):
+        forged = tokens.copy()
+        forged[0, 2] = other
+        found = differences(
+            [samples[1], Sample("forged", 1, 0, 0, Run(1.0, forged))], model, params, work
+        )
+        gaps += [difference.gap for difference in found]
+        if len(gaps) == 8:
+            break
+    assert min(gaps) > 0
+
+
+def test_prompts_must_fill_their_batches():
+    with pytest.raises(ValueError, match="batch=2: it must divide the number of prompts, 3"):
+        workload([[1], [2], [3]], batch=2, tokens=2, context=64, seed=0)
+
+
+def test_bench_prints_one_object_with_everything(models, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(zoo, "MODELS", models)
+    monkeypatch.setattr(peers, "THREADS", (1,))
+    code = main(
+        "bench --drafts zoo:wide --trees chain:1 --lookups --temperatures 0 1 --prompts 1 "
+        "--prompt-length 16 --tokens 12 --repetitions 1 --json --breakdown "
+        "--against-transformers".split()
+    )
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert code == 0 and out.count("\n") == 1 and "compiling zoo:wide chain:1" in err
+    ours = [PLAIN, "zoo:wide chain:1"]
+    theirs = [peers.label(peers.PLAIN, 1), peers.label(f"{peers.ASSISTED} zoo:wide", 1)]
+    assert [row["method"] for row in record["results"]] == [*ours, *theirs] * 2
+    assert all(row["identical"] for row in record["results"] if row["method"] in ours)
+    assert record["results"][2]["tokens_per_round"] == 1  # transformers, one pass a token
+    assert {ratio["temperature"] for ratio in record["against_transformers"]} == {0, 1}
+    assert record["against_transformers"][0].keys() >= {"plain_over_generate"}
+    assert len(record["breakdown"]) == 2
+    assert all(part["round_ms"] > 0 and part["outside"] < 1 for part in record["breakdown"])
+    assert set(record["compile_seconds"]) == set(ours)
+    assert record["setting"]["batch"] == 1
+
+
+def test_the_best_number_of_threads_is_shown():
+    samples = [
+        sample(PLAIN, 0, 1.0, [1, 2]),
+        sample("tree", 0, 0.5, [1, 2]),
+        sample(peers.label(peers.PLAIN, 1), 0, 4.0, [1, 2]),
+        sample(peers.label(peers.PLAIN, 2), 0, 2.0, [1, 2]),
+        sample(peers.label(peers.ASSISTED + " a", 1), 0, 1.0, [1, 2]),
+    ]
+    report = Report(summarise(samples, coupled=[PLAIN, "tree"]), [], [], {PLAIN: 0, "tree": 0}, {})
+    (ratio,) = report.record()["against_transformers"]
+    assert ratio["plain_over_generate"] == 2.0
+    assert ratio["speculative_over_assisted"] == 2.0
+    console = Console(width=120, record=True, quiet=True)
+    console.print(table(report._shown(), "title", spread=True))
+    assert len(report._shown()) == 4
+
+
+def test_bench_refuses_bad_input_in_one_line(models, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", models)
+    for arguments, said in {
+        ("--repetitions", "0"): "repetitions=0: must be at least 1",
+        ("--temperatures", "0", "-1"): "temperature=-1.0",
+        ("--prompts", "3", "--batch", "2", "--prompt-length", "8", "--tokens", "8"): "batch=2",
+        ("--drafts", "zoo:tiny"): "zoo:tiny is not in the zoo",
+        ("--trees", "x", "--prompt-length", "8", "--tokens", "8"): "tree='x'",
+    }.items():
+        assert main(["bench", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and said in err

@@ -1,0 +1,326 @@
+"""The command line: what it prints, where, and how it ends."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_zoo
+from tokenizers import Tokenizer
+
+from jspec import zoo
+from jspec.bench import settings
+from jspec.cli.demo import GUESSED, SUPPLIED, coloured
+from jspec.cli.main import main
+from jspec.decode import autoregress, prompts
+from jspec.formats.huggingface import load, save
+from jspec.models.transformer import transformer
+from jspec.sampling import sampling
+from jspec.zoo.tokenizer import train_tokenizer
+
+PROMPT = "def add(left"
+TOKENS = 70  # everywhere, so that the tests share compilations
+FIELDS = {
+    "temperature",
+    "method",
+    "plain_tokens_per_second",
+    "speculative_tokens_per_second",
+    "speedup",
+    "tokens_per_round",
+    "identical",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(autouse=True)
+def small(models, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", models)
+    monkeypatch.setattr(settings, "TREE", "2")
+    monkeypatch.setattr(settings, "CHAIN", "chain:1")
+    monkeypatch.setattr(settings, "LOOKUP", "chain:2")
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main(arguments)
+    return code, *capsys.readouterr()
+
+
+def plain(folder: Path, **law: float) -> list[int]:
+    """What the library's plain decoding writes after `PROMPT`."""
+    target = load(folder)
+    ids = target.tokenizer(PROMPT)["input_ids"]
+    written = autoregress(
+        target.params,
+        prompts([ids], context=tiny_zoo.CONTEXT, tokens=TOKENS),
+        jax.random.key(7)[None],
+        sampling(1, **law),
+        jnp.zeros((0,), jnp.int32),
+        target=target.model,
+        tokens=TOKENS,
+    )
+    return np.asarray(written.tokens)[0].tolist()
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(map(chr, tokens))
+
+
+# Generating
+
+
+@pytest.mark.parametrize("how", [(), ("--lookup",), ("--plain",)])
+def test_generate_writes_the_plain_text_in_every_way(models, capsys, how):
+    law = {"temperature": 0.8, "top_p": 0.9}
+    options = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "7", "--tokens", str(TOKENS))
+    asked = ("--prompt", PROMPT, "--no-stop", "--json")
+    code, out, _ = run(capsys, "generate", *asked, *options, *how)
+    record = json.loads(out)
+    assert code == 0
+    assert record["ids"] == plain(models / "target", **law)
+    assert record["tokens"] == TOKENS == len(record["guessed"])
+    assert record["ended_by"] == "number of tokens"
+    assert record["rounds"] * record["tokens_per_round"] == pytest.approx(TOKENS)
+
+
+def test_generate_prints_the_text_alone_on_stdout_and_statistics_on_stderr(
+    models, capsys, monkeypatch
+):
+    asked = ("--lookup", "--no-stop", "--tokens", str(TOKENS), "--seed", "7")
+    code, out, err = run(capsys, "generate", "--prompt", PROMPT, *asked)
+    tokenizer = load(models / "target").tokenizer
+    assert (code, out) == (0, tokenizer.decode(plain(models / "target")) + "\n")
+    assert "tokens after a prompt of" in err and "acceptance_rate" in err
+    piped = io.TextIOWrapper(io.BytesIO(PROMPT.encode()))
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert run(capsys, "generate", *asked)[1] == out
+
+
+def test_generate_stops_at_an_end_of_text_and_leaves_it_out(models, capsys, tmp_path):
+    target = load(models / "target")
+    third = plain(models / "target")[2]
+    folder = tmp_path / "stops"
+    save(folder, target.model, target.params, tokenizer=models / "target", end_of_text=(third,))
+    options = ("--target", str(folder), "--lookup", "--prompt", PROMPT, "--seed", "7", "--json")
+    _, out, _ = run(capsys, "generate", *options, "--tokens", str(TOKENS))
+    record = json.loads(out)
+    assert record["ended_by"] == "end of text"
+    assert record["ids"][-1] == third and third not in record["ids"][:-1]
+    assert record["text"] == target.tokenizer.decode(record["ids"][:-1])
+
+
+class InterruptedOutput(io.StringIO):
+    """Where somebody presses Ctrl-C as soon as the first words are there."""
+
+    def write(self, text: str) -> int:
+        first = not self.getvalue()
+        count = super().write(text)
+        if first:
+            raise KeyboardInterrupt
+        return count
+
+
+def test_an_interrupt_leaves_what_was_written(models, capsys, monkeypatch):
+    out = InterruptedOutput()
+    monkeypatch.setattr(sys, "stdout", out)
+    options = ("--lookup", "--no-stop", "--tokens", str(TOKENS), "--seed", "7")
+    code = main(["generate", "--prompt", PROMPT, *options])
+    monkeypatch.undo()
+    whole = load(models / "target").tokenizer.decode(plain(models / "target"))
+    written = out.getvalue().removesuffix("\n")
+    assert code == 130
+    assert 0 < len(written) < len(whole) and whole.startswith(written.rstrip("\ufffd"))
+    assert "ended by interruption" in capsys.readouterr().err
+
+
+# Bad input: exit 2, one line, nothing on stdout
+
+
+def refused(capsys, *arguments: str) -> str:
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("jspec: ") and err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--prompt", ""), "prompt='' is empty"),
+        (("--prompt", "x" * 300), "more than the context of 320"),
+        (("--prompt", "x", "--tokens", "320"), "is 1 more than the context of 320"),
+        (("--prompt", "x", "--tokens", "0"), "tokens=0"),
+        (("--file", "nowhere.txt"), "file='nowhere.txt': no such file"),
+        (("--prompt", "x", "--temperature", "-0.5"), "temperature=-0.5"),
+        (("--prompt", "x", "--temperature", "nan"), "temperature=nan"),
+        (("--prompt", "x", "--temperature", "warm"), "--temperature: could not convert"),
+        (("--prompt", "x", "--top-p", "0"), "top_p=0.0: must lie in (0, 1]"),
+        (("--prompt", "x", "--top-p", "1.5"), "top_p=1.5: must lie in (0, 1]"),
+        (("--prompt", "x", "--top-k", "-1"), "top_k=-1"),
+        (("--prompt", "x", "--seed", "-1"), "seed=-1"),
+        (("--prompt", "x", "--tree", "4xx"), "tree='4xx' is no tree and no file: write chain:5"),
+        (("--prompt", "x", "--tree", "chain:0"), "tree='chain:0'"),
+        (("--prompt", "x", "--tree", "fork:9x0"), "tree='fork:9x0'"),
+        (("--prompt", "x", "--tree", "20x20"), "421 nodes with its root"),
+        (("--prompt", "x", "--tree", "999999x999999x999999"), "the target's context of 320"),
+        (("--prompt", "x", "--lookup", "--tree", "2x2"), "use a chain or a fork"),
+        (("--prompt", "x", "--lookup", "--plain"), "exclude each other"),
+        (("--prompt", "x", "--plain", "--tree", "2x2"), "tree='2x2': plain"),
+        (("--prompt", "x", "--target", "zoo:huge"), "zoo:huge is not in the zoo"),
+        (("--prompt", "x", "--target", "./nowhere"), "target='./nowhere': no such folder"),
+        (("--prompt", "x", "--dtype", "int8"), "int8"),
+        (("--prompt", "x", "--tokenz", "3"), "--tokenz"),
+    ],
+)
+def test_generate_refuses_bad_input_in_one_line(capsys, arguments, said):
+    assert said in refused(capsys, "generate", *arguments)
+
+
+def test_the_prompts_excess_over_the_context_is_counted(models, capsys):
+    length = len(load(models / "target").tokenizer("y = x\n" * 200)["input_ids"])
+    line = refused(capsys, "generate", "--prompt", "y = x\n" * 200, "--tokens", "10")
+    assert f"has {length} tokens" in line and f"is {length + 10 - 320} more" in line
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ("[[0], [2]]", "child 2 is there and child 1 is not"),
+        ("[[0, -1]]", "ranks count from 0"),
+        ("[[0], 7]", "no list of paths"),
+        ("[[0]", "is not JSON"),
+        ("[]", "1 nodes with its root"),
+    ],
+)
+def test_a_malformed_file_of_paths_is_refused(capsys, tmp_path, paths, said):
+    file = tmp_path / "paths.json"
+    file.write_text(paths)
+    assert said in refused(capsys, "generate", "--prompt", "x", "--tree", str(file))
+
+
+def test_folders_that_are_no_readable_model_are_refused(models, capsys, tmp_path):
+    def damaged(name: str) -> Path:
+        return Path(shutil.copytree(models / "wide", tmp_path / name))
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    asked = ("generate", "--prompt", "x", "--target")
+    assert "no config.json" in refused(capsys, *asked, str(empty))
+    truncated = damaged("truncated") / "model.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    assert "truncated" in refused(capsys, *asked, str(truncated.parent))
+    corrupt = damaged("corrupt") / "model.safetensors"
+    corrupt.write_bytes(b"not tensors at all")
+    assert "corrupt" in refused(capsys, *asked, str(corrupt.parent))
+    unknown = damaged("unknown") / "config.json"
+    unknown.write_text(unknown.read_text().replace('"llama"', '"mamba"'))
+    line = refused(capsys, *asked, str(unknown.parent))
+    assert "model_type='mamba' is not known" in line and "llama" in line
+    mute = damaged("mute")
+    (mute / "tokenizer.json").unlink()
+    assert "has no tokenizer" in refused(capsys, *asked, str(mute))
+
+
+def test_a_draft_with_another_vocabulary_is_refused_in_words(models, capsys, tmp_path):
+    model = transformer(tiny_zoo.config())
+    other = train_tokenizer(["somebody else's words\n" * 40], tiny_zoo.VOCABULARY)
+    params = model.init(jax.random.key(0))
+    save(tmp_path / "other", model, params, tokenizer=other, end_of_text=(0,))
+    line = refused(capsys, "generate", "--prompt", "x", "--draft", str(tmp_path / "other"))
+    assert "in the draft and" in line and "padding at the end alone" in line
+
+
+def test_a_draft_whose_vocabulary_is_padded_is_taken(models, capsys, tmp_path):
+    model = transformer(tiny_zoo.config(vocabulary=384))
+    shared = Tokenizer.from_file(str(models / "target" / "tokenizer.json"))
+    params = model.init(jax.random.key(0))
+    save(tmp_path / "padded", model, params, tokenizer=shared, end_of_text=(0,))
+    options = ("--tokens", str(TOKENS), "--no-stop", "--seed", "7", "--tree", "chain:1", "--json")
+    draft = ("--draft", str(tmp_path / "padded"))
+    _, out, _ = run(capsys, "generate", "--prompt", PROMPT, *draft, *options)
+    assert json.loads(out)["ids"] == plain(models / "target")
+
+
+def test_no_verb_and_an_unknown_one_are_refused(capsys):
+    assert "demo" in refused(capsys)
+    assert "dance" in refused(capsys, "dance")
+
+
+def test_debug_adds_the_traceback(capsys):
+    code, _, err = run(capsys, "generate", "--prompt", "", "--debug")
+    assert code == 2 and "Traceback" in err and err.rstrip().splitlines()[-1].startswith("jspec: ")
+
+
+def test_help_needs_no_heavy_import():
+    program = (
+        "import sys, jspec.cli.main as m; code = m.main(['--help']); "
+        "sys.exit(code or bool({'torch', 'transformers', 'orbax'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "generate" in done.stdout
+
+
+# The demo and the export
+
+
+def test_demo_prints_one_object_with_the_best_method_at_each_temperature(capsys, monkeypatch):
+    monkeypatch.setattr(settings, "PROMPT_LENGTH", 32)
+    monkeypatch.setattr(settings, "TOKENS", 24)
+    monkeypatch.setattr(settings, "DEMO_REPETITIONS", 2)
+    code, out, err = run(capsys, "demo", "--json")
+    record = json.loads(out)
+    assert code == 0 and out.count("\n") == 1 and "compiling tree" in err
+    assert [result["temperature"] for result in record["results"]] == [0, 1]
+    for result in record["results"]:
+        assert set(result) == FIELDS
+        assert result["method"] in ("chain", "tree", "look-up")
+        assert result["identical"] is True
+        assert result["tokens_per_round"] >= 1
+        assert result["speedup"] > 0
+    assert record["setting"]["jax"] == jax.__version__
+
+
+def test_a_generation_is_coloured_by_who_wrote_each_token():
+    tokenizer = Letters()
+    text = coloured([97, 98, 99, 100], [False, True, True, False], tokenizer)
+    assert text.plain == "abcd"
+    assert [(span.start, span.end, span.style) for span in text.spans] == [
+        (0, 1, SUPPLIED),
+        (1, 3, GUESSED),
+        (3, 4, SUPPLIED),
+    ]
+
+
+def test_export_writes_a_folder_that_loads_to_the_same_model(models, capsys, tmp_path):
+    code, out, _ = run(capsys, "export", "wide", str(tmp_path / "out"), "--json")
+    record = json.loads(out)
+    ours, theirs = load(models / "wide"), load(tmp_path / "out")
+    assert (code, record["source"]) == (0, "zoo:wide")
+    assert record["parameters"] == sum(x.size for x in jax.tree.leaves(ours.params))
+    assert theirs.end_of_text == ours.end_of_text and theirs.model == ours.model
+    assert theirs.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
+    jax.tree.map(np.testing.assert_array_equal, theirs.params, ours.params)
+
+
+def test_export_refuses_what_is_no_model_folder_and_leaves_it_alone(capsys, tmp_path):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("years of work")
+    assert "no model" in refused(capsys, "export", "target", str(tmp_path / "papers"))
+    assert "is a file" in refused(
+        capsys, "export", "target", str(tmp_path / "papers" / "thesis.tex")
+    )
+    assert [file.name for file in tmp_path.rglob("*")] == ["papers", "thesis.tex"]

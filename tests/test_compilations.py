@@ -1,0 +1,68 @@
+"""One compiled program serves everything that is not a shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from texts import (
+    CONTEXT,
+    NO_STOPS,
+    TOKENS,
+    Batch,
+    mixed_batch,
+    near,
+    plain_text,
+    rows_of,
+    speculative_text,
+)
+
+from jspec import autoregress, generate, prompts, sampling
+
+
+def others(batch: Batch) -> list[Batch]:
+    """The same shapes with everything else changed."""
+    count = len(batch.keys)
+    short = prompts([[row % 5 + 1] for row in range(count)], context=CONTEXT, tokens=TOKENS)
+    return [
+        mixed_batch(seed=22),
+        batch._replace(prompts=short, keys=jax.random.split(jax.random.key(23), count)),
+        batch._replace(sampling=sampling(count)),
+        batch._replace(sampling=sampling(count, temperature=[1.5] * count, top_k=3, top_p=0.5)),
+        rows_of(batch, np.arange(count)[::-1]),
+    ]
+
+
+def test_one_compilation_serves_prompts_temperatures_seeds_and_acceptances(
+    target, params, drafts, batch
+):
+    def rounds(batch, draft_params, stops=NO_STOPS) -> int:
+        draft = drafts["chain"]._replace(params=draft_params)
+        written = speculative_text(target, params, batch, draft, stops)
+        return int(written.rounds.sum())
+
+    cousin = drafts["k-ary"].params
+    needed = {rounds(batch, params)}
+    compiled = generate._cache_size()
+    needed |= {rounds(other, cousin) for other in others(batch)}
+    needed |= {rounds(batch, params, jnp.array([7, 33], jnp.int32))}
+    # They were not the same thing seven times over.
+    assert len(needed) > 4
+    assert generate._cache_size() == compiled
+
+
+def test_one_compilation_serves_plain_decoding_too(target, params, batch):
+    plain_text(target, params, batch)
+    compiled = autoregress._cache_size()
+    for other in others(batch):
+        plain_text(target, params, other)
+    plain_text(target, params, batch, jnp.array([7, 33], jnp.int32))
+    plain_text(target, near(params, jax.random.key(24), 0.5), batch)
+    assert autoregress._cache_size() == compiled
+
+
+def test_another_width_of_prompts_is_another_program(target, params, batch):
+    """The count counts: without this the law above could hold for a count that never moves."""
+    compiled = autoregress._cache_size()
+    wide = prompts([[1] * 65], context=CONTEXT, tokens=2)
+    for _ in range(2):
+        plain_text(target, params, rows_of(batch, np.array([0]))._replace(prompts=wide), tokens=2)
+    assert autoregress._cache_size() == compiled + 1

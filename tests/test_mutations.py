@@ -1,0 +1,104 @@
+"""The laws can fail: each mutation of the code breaks the one that is there to catch it."""
+
+import jax.numpy as jnp
+import numpy as np
+from laws import (
+    SMALLEST_P,
+    counts_of,
+    joint_law,
+    p_value,
+    pair_law,
+    pairs_of,
+    plain_draws,
+)
+from texts import Candidate, compiled_afresh, disagreements, speculative_text
+
+from jspec import SmallModelDrafter, Tree, decode
+from jspec.candidates import Candidates, Verdict
+from jspec.sampling import noise, pick
+from jspec.verify import coupled
+
+# Short: a wrong rule shows within a few rounds.
+TOKENS = 32
+
+
+def speculate_afresh(target, params, batch, draft):
+    """Speculation as it is now, not as it was when it was compiled for another test."""
+    generate = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "tokens")
+    return speculative_text(target, params, batch, draft, tokens=TOKENS, decode=generate)
+
+
+def small_tree(target, drafts) -> Candidate:
+    """Two guesses after each of two: the least in which a path is to be chosen."""
+    drafter = SmallModelDrafter(target, Tree.branching((2, 2)))
+    return Candidate(drafter, drafts["k-ary"].params)
+
+
+def parted_rows(target, params, batch, plain, written) -> list[str]:
+    short = plain.replace(tokens=plain.tokens[:, :TOKENS], length=jnp.minimum(plain.length, TOKENS))
+    return disagreements(target, params, batch, short, written)[1]
+
+
+def test_noise_that_forgets_its_position_breaks_the_law(monkeypatch):
+    def forgetful(keys, positions, vocabulary, sampling):
+        return noise(keys, jnp.zeros_like(positions), vocabulary, sampling)
+
+    monkeypatch.setattr(decode, "noise", forgetful)
+    autoregress = compiled_afresh(decode.autoregress.__wrapped__, "target", "tokens")
+    written = plain_draws(42, autoregress, temperature=1.0)
+    assert p_value(counts_of(written), joint_law(temperature=1.0)) < SMALLEST_P
+
+
+def test_noise_that_rows_share_breaks_their_independence(monkeypatch):
+    def shared(keys, positions, vocabulary, sampling):
+        return noise(jnp.repeat(keys[::2], 2), positions, vocabulary, sampling)
+
+    monkeypatch.setattr(decode, "noise", shared)
+    autoregress = compiled_afresh(decode.autoregress.__wrapped__, "target", "tokens")
+    written = plain_draws(42, autoregress, temperature=1.0)
+    np.testing.assert_array_equal(written.tokens[::2], written.tokens[1::2])
+    assert p_value(pairs_of(written), pair_law(temperature=1.0)) < SMALLEST_P
+
+
+def test_a_root_taken_from_the_draft_breaks_equality(
+    monkeypatch, target, params, drafts, batch, plain
+):
+    verify = coupled.verify
+
+    def trusting(candidates: Candidates, *target_side, path_length) -> Verdict:
+        """Where the target picks none of the last kept node's children, takes the first."""
+        verdict = verify(candidates, *target_side, path_length=path_length)
+        last = verdict.path[:, -1]
+        children = candidates.parent == last[:, None]
+        first = jnp.take_along_axis(
+            candidates.tokens, jnp.argmax(children, axis=-1)[:, None], axis=1
+        )[:, 0]
+        return verdict.replace(next=jnp.where(children.any(axis=-1), first, verdict.next))
+
+    monkeypatch.setattr(coupled, "verify", trusting)
+    written = speculate_afresh(target, params, batch, small_tree(target, drafts))
+    assert len(parted_rows(target, params, batch, plain, written)) > len(batch.keys) // 2
+
+
+def test_the_longest_path_in_place_of_the_picked_one_breaks_equality(
+    monkeypatch, target, params, drafts, batch, plain
+):
+    tree = small_tree(target, drafts).drafter.tree
+
+    def longest(candidates: Candidates, logits, noise, sampling, *, path_length) -> Verdict:
+        """Keeps the path with the most nodes that the target picks, wherever on it they lie."""
+        picked = pick(logits, noise, sampling)
+        parents = np.maximum(tree.parents, 0)
+        agreed = (candidates.tokens == picked[:, parents]).at[:, 0].set(False)
+        score = jnp.where(agreed, agreed.astype(jnp.int32) @ tree.mask.T.astype(np.int32), 0)
+        node = jnp.argmax(score, axis=-1)
+        ancestors = np.zeros((tree.size, path_length), int)
+        for index in range(tree.size):
+            path = np.flatnonzero(tree.mask[index])
+            ancestors[index] = np.pad(path, (0, path_length - len(path)), mode="edge")
+        following = jnp.take_along_axis(picked, node[:, None], axis=1)[:, 0]
+        return Verdict(jnp.asarray(ancestors)[node], jnp.asarray(tree.depths)[node] + 1, following)
+
+    monkeypatch.setattr(coupled, "verify", longest)
+    written = speculate_afresh(target, params, batch, small_tree(target, drafts))
+    assert len(parted_rows(target, params, batch, plain, written)) > len(batch.keys) // 2

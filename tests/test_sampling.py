@@ -1,0 +1,136 @@
+"""One warp, one noise, one pick: against sorting, and row by row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import next_token_law
+
+from jspec import sampling
+from jspec.sampling import noise, pick, warp
+
+
+def law_of(logits: np.ndarray, **how: float) -> np.ndarray:
+    """`[V]` what the warp makes of one row's logits."""
+    warped = warp(jnp.asarray(logits, jnp.float32)[None, None], sampling(1, **how))
+    return np.asarray(jax.nn.softmax(warped)[0, 0])
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "cut",
+    [{}, {"top_k": 1}, {"top_k": 7}, {"top_p": 0.5}, {"top_p": 0.95}, {"top_k": 9, "top_p": 0.7}],
+    ids=str,
+)
+def test_the_warp_equals_sorting(temperature, cut):
+    rng = np.random.default_rng(61)
+    logits = rng.normal(size=(5, 3, 40)).astype(np.float32) * 3
+    warped = warp(jnp.asarray(logits), sampling(5, temperature=temperature, **cut))
+    for index in np.ndindex(5, 3):
+        expected = next_token_law(logits[index], temperature, **cut)
+        np.testing.assert_array_equal(np.isfinite(warped[index]), expected > 0)
+        np.testing.assert_allclose(jax.nn.softmax(warped[index]), expected, atol=1e-5)
+
+
+def test_temperature_comes_before_top_p():
+    np.testing.assert_allclose(
+        law_of(np.log([0.8, 0.11, 0.09]), temperature=2.0, top_p=0.75), [0.729, 0.271, 0], atol=1e-3
+    )
+
+
+def test_top_k_comes_before_top_p():
+    """Half of what top-k leaves is the first token; of all of it, the first two."""
+    logits = np.log([0.3, 0.28, 0.22, 0.2])
+    np.testing.assert_allclose(
+        law_of(logits, temperature=1.0, top_k=2, top_p=0.5), [1, 0, 0, 0], atol=1e-6
+    )
+
+
+def test_tokens_that_tie_at_the_threshold_are_kept_together():
+    tied = np.log([0.5, 0.2, 0.2, 0.1])
+    np.testing.assert_allclose(
+        law_of(tied, temperature=1.0, top_k=2), [5 / 9, 2 / 9, 2 / 9, 0], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        law_of(tied, temperature=1.0, top_p=0.6), [5 / 9, 2 / 9, 2 / 9, 0], atol=1e-6
+    )
+
+
+def test_negative_zero_ties_with_zero():
+    np.testing.assert_allclose(
+        law_of([0.0, -0.0, -5.0], temperature=1.0, top_k=1), [0.5, 0.5, 0], atol=1e-6
+    )
+
+
+def test_top_k_of_more_than_the_vocabulary_and_top_p_of_one_keep_everything():
+    logits = np.random.default_rng(62).normal(size=12) * 10
+    for how in ({"top_k": 0}, {"top_k": 12}, {"top_k": 1000}, {"top_p": 1.0}):
+        assert np.all(law_of(logits, temperature=1.0, **how) > 0)
+
+
+def test_rows_do_not_influence_each_other():
+    rng = np.random.default_rng(63)
+    logits = jnp.asarray(rng.normal(size=(6, 2, 30)), jnp.float32)
+    how = {
+        "temperature": [0.0, 0.5, 1.0, 1.0, 2.0, 0.0],
+        "top_k": [0, 0, 4, 0, 3, 5],
+        "top_p": [1.0, 1.0, 1.0, 0.6, 0.9, 0.5],
+    }
+    keys = jax.random.split(jax.random.key(63), 6)
+    positions = jnp.asarray(rng.integers(0, 100, (6, 2)))
+
+    def chosen(rows):
+        one = sampling(len(rows), **{name: [v[r] for r in rows] for name, v in how.items()})
+        dice = noise(keys[rows], positions[rows], 30, one)
+        return warp(logits[rows], one), dice, pick(logits[rows], dice, one)
+
+    together = chosen(np.arange(6))
+    for row in range(6):
+        for whole, alone in zip(together, chosen(np.array([row])), strict=True):
+            np.testing.assert_array_equal(whole[row], alone[0])
+
+
+def test_greedy_rows_ignore_the_noise_and_every_cut():
+    logits = jnp.asarray(np.random.default_rng(64).normal(size=(2, 3, 20)), jnp.float32)
+    how = sampling(2, temperature=[0.0, 5.0], top_k=[3, 0], top_p=[0.4, 1.0])
+    dice = noise(jax.random.split(jax.random.key(64), 2), jnp.arange(6).reshape(2, 3), 20, how)
+    picked = pick(logits, dice, how)
+    np.testing.assert_array_equal(dice[0], 0)
+    np.testing.assert_array_equal(picked[0], jnp.argmax(logits[0], axis=-1))
+    assert np.any(picked[1] != jnp.argmax(logits[1], axis=-1))
+
+
+def test_noise_is_a_function_of_key_and_position_alone():
+    keys = jax.random.split(jax.random.key(65), 3)
+    how = sampling(3, temperature=1.0)
+    positions = jnp.array([[4, 5, 9], [4, 5, 9], [9, 4, 5]])
+    dice = np.asarray(noise(keys, positions, 16, how))
+    for row, key in enumerate(keys):
+        for place, position in enumerate(positions[row]):
+            expected = jax.random.gumbel(jax.random.fold_in(key, position), (16,))
+            np.testing.assert_array_equal(dice[row, place], expected)
+    same = noise(keys[jnp.array([0, 0, 1])], positions, 16, how)
+    np.testing.assert_array_equal(same[0], same[1])
+    assert len({dice[row, place].tobytes() for row, place in np.ndindex(3, 3)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", [0.5, -1.0]),
+        ("top_k", -1),
+        ("top_k", [3, -2]),
+        ("top_p", 0.0),
+        ("top_p", -0.5),
+        ("top_p", 1.5),
+        ("top_p", float("nan")),
+        ("top_p", [0.9, 0.9, 0.9]),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line_that_names_it(name, value):
+    with pytest.raises(ValueError, match=f"^{name}=") as refused:
+        sampling(2, **{name: value})
+    assert "\n" not in str(refused.value)

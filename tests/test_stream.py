@@ -1,0 +1,48 @@
+"""A stream, in whatever pieces, is what comes out whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from texts import TOKENS, plain_text, speculative_text
+
+from jspec import stream, stream_plain
+
+# So that rows end at different times: a piece passes those that are done.
+STOPS = jnp.array([7, 33], jnp.int32)
+
+
+def assert_grows_to(pieces, whole) -> None:
+    for before, after in zip(pieces, pieces[1:], strict=False):
+        assert np.all(before.length <= after.length)
+        for row, length in enumerate(before.length):
+            np.testing.assert_array_equal(before.tokens[row, :length], after.tokens[row, :length])
+    jax.tree.map(np.testing.assert_array_equal, pieces[-1], whole)
+    assert len(np.unique(whole.length)) > 5
+
+
+@pytest.mark.parametrize("rounds", [7, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_stream_writes_what_generate_writes(rounds, target, params, drafts, batch):
+    draft = drafts["chain"]
+    whole = speculative_text(target, params, batch, draft, STOPS)
+    pieces = list(
+        stream(
+            params,
+            draft.params,
+            *batch,
+            STOPS,
+            target=target,
+            drafter=draft.drafter,
+            tokens=TOKENS,
+            rounds=rounds,
+        )
+    )
+    assert len(pieces) == -(-int(whole.rounds.max()) // rounds)
+    assert_grows_to(pieces, whole)
+
+
+def test_a_plain_stream_writes_what_plain_decoding_writes(target, params, batch):
+    whole = plain_text(target, params, batch, STOPS)
+    pieces = list(stream_plain(params, *batch, STOPS, target=target, tokens=TOKENS, rounds=50))
+    assert len(pieces) == -(-int(whole.rounds.max()) // 50)
+    assert_grows_to(pieces, whole)

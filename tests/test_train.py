@@ -1,0 +1,62 @@
+"""`jspec train`: recipes and what the command line changes in them."""
+
+import pytest
+
+from jspec.cli.main import main
+from jspec.cli.overrides import override
+from jspec.config import ModelConfig
+from jspec.distill.recipe import Recipe
+
+
+def refused(capsys, *arguments: str) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("jspec: ") and err.count("\n") == 1, err
+    return err
+
+
+RECIPE = Recipe(name="tiny", model=ModelConfig(320, 16, 16, 1, 2, 1, 8, 64), length=64)
+
+
+def test_overrides_are_typed_by_their_fields_and_made_at_once():
+    changed = override(
+        RECIPE,
+        ["steps=5", "learning_rate=1e-4", "name=7", "length=128", "model.context=128",
+         "model.tied=true"],
+    )  # fmt: skip
+    assert (changed.steps, changed.learning_rate, changed.name) == (5, 1e-4, "7")
+    assert (changed.length, changed.model.context, changed.model.tied) == (128, 128, True)
+    assert override(RECIPE, []) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("stepz=5", "stepz is no field: there are name, model, output, "),
+        ("model.depth=5", "model.depth is no field: there are model.vocabulary, model.width"),
+        ("steps=five", "steps='five' must be of type int"),
+        ("steps=0", "steps=0: must be at least 1"),
+        ("model.tied=perhaps", "model.tied='perhaps' must be of type bool"),
+        ("steps.more=1", "steps=2000 has no fields of its own"),
+        ("model=big", "model='big' must be of type ModelConfig"),
+        ("steps", "'steps' is no change: write field=value"),
+        ("length=65", "length=65 is longer than the model's context of 64"),
+    ],
+)
+def test_train_refuses_bad_overrides_before_it_writes(capsys, tmp_path, change, said):
+    config = tmp_path / "tiny.py"
+    config.write_text(
+        "from jspec.config import ModelConfig\n"
+        "from jspec.distill.recipe import Recipe\n\n\n"
+        "def config() -> Recipe:\n"
+        "    model = ModelConfig(320, 16, 16, 1, 2, 1, 8, 64)\n"
+        f"    return Recipe('tiny', model, length=64, output={str(tmp_path / 'runs')!r})\n"
+    )
+    assert said in refused(capsys, "train", str(config), change)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_train_refuses_a_file_that_is_no_config(capsys, tmp_path):
+    assert "no such file" in refused(capsys, "train", str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("")
+    assert "def config()" in refused(capsys, "train", str(tmp_path / "empty.py"))

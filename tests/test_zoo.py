@@ -1,0 +1,118 @@
+"""The corpus, its prompts, and the way from a recipe to a model folder."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jspec import zoo
+from jspec.cli.train import read_recipe
+from jspec.config import ModelConfig
+from jspec.distill.recipe import Recipe
+from jspec.formats.huggingface import load
+from jspec.zoo import training
+from jspec.zoo.corpus import held_out, held_out_documents, training_documents
+from jspec.zoo.prompts import held_out_prompts, out_of_domain_prompts
+from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
+
+TINY = ModelConfig(
+    vocabulary=320, width=16, feedforward=16, layers=1, heads=2, kv_heads=1, channels=8, context=64
+)
+DOCUMENTS = ["def add(left, right):\n    return left + right\n" * 40] * 4
+
+
+class Letters:
+    """A tokenizer of one token a character, called as those of transformers are."""
+
+    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def text_of(rows: list[list[int]]) -> list[str]:
+    return ["".join(map(chr, row)) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def code() -> list[str]:
+    return text_of(held_out_prompts(Letters(), 60, 100))
+
+
+def test_prompts_are_the_same_in_every_run(code):
+    assert code == text_of(held_out_prompts(Letters(), 60, 100))
+    assert code[:5] == text_of(held_out_prompts(Letters(), 5, 100))
+
+
+def test_prompts_have_the_asked_length_and_do_not_repeat(code):
+    assert {len(text) for text in code} == {100}
+    assert len(set(code)) == len(code)
+
+
+def test_prompts_come_from_held_out_modules_alone(code):
+    held, seen = held_out_documents(), training_documents()
+    assert all(any(text in document for document in held) for text in code)
+    shared = [text for text in code if any(text in document for document in seen)]
+    assert len(shared) <= 2  # the library repeats itself here and there
+
+
+def test_out_of_domain_prompts_are_prose():
+    prose = text_of(out_of_domain_prompts(Letters(), 3, 200))
+    assert not any("def " in text and "self." in text for text in prose)
+
+
+def test_too_many_prompts_are_refused():
+    with pytest.raises(ValueError, match="windows of 15000 tokens"):
+        held_out_prompts(Letters(), 10_000, 15_000)
+
+
+def test_held_out_modules_hang_on_their_path_alone():
+    paths = [f"package/module_{number}.py" for number in range(2000)]
+    share = np.mean([held_out(path) for path in paths])
+    assert 0.03 < share < 0.07
+
+
+def test_zoo_names_are_found_and_others_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", tmp_path)
+    assert zoo.find("somebody/model") == "somebody/model"
+    with pytest.raises(ValueError, match="zoo:huge is not in the zoo"):
+        zoo.find("zoo:huge")
+    with pytest.raises(FileNotFoundError, match="zoo:wide has no weights"):
+        zoo.find("zoo:wide")
+    (tmp_path / "wide").mkdir()
+    (tmp_path / "wide" / "config.json").write_text("{}")
+    assert zoo.find("zoo:wide") == tmp_path / "wide"
+
+
+def test_a_recipe_becomes_a_model_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", tmp_path / "none")
+    monkeypatch.setattr(training, "training_documents", lambda: DOCUMENTS)
+    monkeypatch.setattr(training, "held_out_documents", lambda: DOCUMENTS)
+    recipe = Recipe(
+        name="tiny", model=TINY, output=str(tmp_path), length=16, batch=2, steps=2, warmup=1
+    )
+    folder = training.make(recipe, lambda note: None)
+    assert folder == tmp_path / "tiny" / "model"
+    checkpoint = load(folder, dtype="bfloat16")
+    assert checkpoint.model.config == TINY
+    assert checkpoint.end_of_text == (0,)
+    assert checkpoint.tokenizer.decode(checkpoint.tokenizer("def f")["input_ids"]) == "def f"
+    assert all(np.isfinite(x.astype(np.float32)).all() for x in jax.tree.leaves(checkpoint.params))
+
+
+def test_drafts_share_the_targets_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", tmp_path)
+    (tmp_path / "target").mkdir()
+    theirs = train_tokenizer(["import os\n" * 50], 280)
+    theirs.save(str(tmp_path / "target" / "tokenizer.json"))
+    found = training.find_tokenizer(tmp_path / "run", DOCUMENTS, 320)
+    assert found.get_vocab() == theirs.get_vocab()
+    assert found.token_to_id(END_OF_TEXT) == 0
+    with pytest.raises(ValueError, match="model.vocabulary=100 is less"):
+        training.find_tokenizer(tmp_path / "run", DOCUMENTS, 100)
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_the_drafts_and_the_target_share_a_vocabulary_and_a_context(name):
+    recipe = read_recipe(Path(__file__).parents[1] / "configs" / f"zoo_{name}.py")
+    assert recipe.name == f"zoo_{name}"
+    assert (recipe.model.vocabulary, recipe.model.context) == (4096, 512)

@@ -1,0 +1,203 @@
+"""What texts are compared with: a mixed batch, drafters of every kind, and where two texts part."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jspec import (
+    Drafter,
+    Generation,
+    LookupDrafter,
+    Model,
+    ModelConfig,
+    Prompts,
+    Sampling,
+    SmallModelDrafter,
+    Tree,
+    autoregress,
+    generate,
+    prompts,
+    sampling,
+    transformer,
+)
+from jspec.models.protocol import Params
+from jspec.sampling import noise, warp
+
+TOKENS = 256
+CONTEXT = 512
+NEAR_TIE = 1e-3
+TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.5, 2.0)
+CUTS = ({}, {"top_k": 5}, {"top_p": 0.8})
+# As many as there are in a real list of stops, so that one compiled program serves both.
+NO_STOPS = jnp.array([-1, -1], jnp.int32)
+
+
+class Batch(NamedTuple):
+    prompts: Prompts
+    keys: Array
+    sampling: Sampling
+
+
+class Candidate(NamedTuple):
+    drafter: Drafter
+    params: Params
+
+
+def sharp(params: Params, factor: float = 3.0) -> Params:
+    """Random parameters whose next-token law is far from uniform, as a trained model's is."""
+    return {**params, "head": jax.tree.map(lambda x: factor * x, params["head"])}
+
+
+def near(params: Params, key: Array, distance: float) -> Params:
+    """Parameters that agree with `params` more often than not."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    moved = [
+        leaf * (1 + distance * jax.random.normal(key, leaf.shape))
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def candidates(target: Model, params: Params) -> dict[str, Candidate]:
+    other = transformer(
+        ModelConfig(
+            vocabulary=67,  # the target's, filled up
+            width=16,
+            feedforward=24,
+            layers=1,
+            heads=2,
+            kv_heads=2,
+            channels=8,
+            context=CONTEXT,
+        )
+    )
+    cousin = jax.jit(near)(params, jax.random.key(12), 0.2)
+    paths = [(0, 0, 0), (0, 1), (1, 0), (2,)]
+    return {
+        "chain": Candidate(SmallModelDrafter(target, Tree.chain(4)), params),
+        "k-ary": Candidate(SmallModelDrafter(target, Tree.branching((3, 2, 1))), cousin),
+        "fork": Candidate(
+            SmallModelDrafter(other, Tree.fork(3, 2)), jax.jit(other.init)(jax.random.key(13))
+        ),
+        "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
+        "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
+        "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
+    }
+
+
+def mixed_batch(seed: int = 21) -> Batch:
+    """All temperatures with all cuts; prompts of 1 to 60 tokens."""
+    rng = np.random.default_rng(seed)
+    combinations = list(itertools.product(TEMPERATURES, CUTS))
+    lengths = rng.integers(2, 60, len(combinations))
+    lengths[0] = 1  # nothing to commit before the first round
+    rows = [rng.integers(0, 61, length).tolist() for length in lengths]
+    return Batch(
+        prompts(rows, context=CONTEXT, tokens=TOKENS),
+        jax.random.split(jax.random.key(seed), len(rows)),
+        sampling(
+            len(rows),
+            temperature=[temperature for temperature, _ in combinations],
+            top_k=[cut.get("top_k", 0) for _, cut in combinations],
+            top_p=[cut.get("top_p", 1.0) for _, cut in combinations],
+        ),
+    )
+
+
+def rows_of(tree: Any, index: Any) -> Any:
+    """The rows of everything that has a batch."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+def plain_text(
+    target: Model, params: Params, batch: Batch, stops: Array = NO_STOPS, tokens: int = TOKENS
+) -> Generation:
+    return autoregress(params, *batch, stops, target=target, tokens=tokens)
+
+
+def speculative_text(
+    target: Model,
+    params: Params,
+    batch: Batch,
+    draft: Candidate,
+    stops: Array = NO_STOPS,
+    tokens: int = TOKENS,
+    decode: Callable = generate,
+) -> Generation:
+    return decode(
+        params,
+        draft.params,
+        *batch,
+        stops,
+        target=target,
+        drafter=draft.drafter,
+        tokens=tokens,
+    )
+
+
+def compiled_afresh(function: Callable, *statics: str) -> Callable:
+    """`function` under a jit of its own, so that what was replaced in it is traced."""
+
+    def again(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return jax.jit(again, static_argnames=statics)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def teach(params: Params, tokens: Array, *, model: Model) -> Array:
+    """The logits `[B, T, V]` after every token of `[B, T]`: one causal pass, no cache."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
+    return model.logits(params, model.forward(params, tokens, positions, causal).hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def scores(
+    params: Params, tokens: Array, length: Array, keys: Array, sampling: Sampling, *, model: Model
+) -> Array:
+    """What plain decoding takes the argmax of, `[B, V]`, after `length` `[B]` of `tokens`."""
+    last = jnp.take_along_axis(
+        teach(params, tokens, model=model), length[:, None, None] - 1, axis=1
+    )
+    dice = noise(keys, length[:, None], last.shape[-1], sampling)
+    return (warp(last, sampling) + dice)[:, 0]
+
+
+def disagreements(
+    target: Model, params: Params, batch: Batch, left: Generation, right: Generation
+) -> tuple[int, list[str]]:
+    """How many rows part at a near-tie, and a line for each that parts anywhere else.
+
+    At the first token that differs both texts had the same context, so both tokens have a score
+    there: the warped logits of a pass of its own, and the noise.
+    """
+    ties, parted = 0, []
+    for row in range(len(left.length)):
+        texts = [np.asarray(text.tokens[row])[: text.length[row]] for text in (left, right)]
+        common = min(map(len, texts))
+        differing = np.flatnonzero(texts[0][:common] != texts[1][:common])
+        if not len(differing):
+            if len(texts[0]) != len(texts[1]):
+                parted.append(f"row {row}: {len(texts[0])} tokens and {len(texts[1])}")
+            continue
+        at = differing[0]
+        alone = rows_of(batch, slice(row, row + 1))
+        prompt = np.asarray(alone.prompts.tokens[0, : alone.prompts.length[0]])
+        context = np.concatenate([prompt, texts[0][:at]])
+        padded = np.pad(context, (0, CONTEXT - len(context)))[None]
+        length = np.array([len(context)])
+        score = scores(params, padded, length, alone.keys, alone.sampling, model=target)[0]
+        apart = abs(float(score[texts[0][at]]) - float(score[texts[1][at]]))
+        if apart < NEAR_TIE:
+            ties += 1
+        else:
+            parted.append(f"row {row}: parted at token {at} by {apart}")
+    return ties, parted
