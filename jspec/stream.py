@@ -27,6 +27,7 @@ def stream(
     rounds: int = 4,
 ) -> Iterator[Generation]:
     """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
+    _check(rounds)
     state = _begin(params, draft, prompts, target=target, drafter=drafter, tokens=tokens)
     while bool(decode.unfinished(state)):
         state = _advance(
@@ -55,10 +56,16 @@ def stream_plain(
     rounds: int = 16,
 ) -> Iterator[Generation]:
     """Yields what `autoregress` has written so far, every few tokens; the last is all of it."""
+    _check(rounds)
     state = _begin_plain(params, prompts, target=target, tokens=tokens)
     while bool(decode.unfinished(state)):
         state = _extend(params, state, keys, sampling, stops, target=target, rounds=rounds)
         yield _written(state, prompts, tokens=tokens)
+
+
+def _check(rounds: int) -> None:
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
 
 
 _begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "tokens"))

@@ -39,6 +39,8 @@ class Tree:
     @classmethod
     def chain(cls, depth: int) -> "Tree":
         """One candidate a level."""
+        if depth < 1:
+            raise ValueError(f"depth={depth}: a chain is at least 1 deep")
         return cls.branching((1,) * depth)
 
     @classmethod
@@ -55,9 +57,17 @@ class Tree:
     @classmethod
     def fork(cls, width: int, depth: int) -> "Tree":
         """`width` chains of `depth` from the root."""
-        if depth < 1:
-            raise ValueError(f"depth={depth}: a fork is at least 1 deep")
+        if width < 1 or depth < 1:
+            raise ValueError(f"width={width}, depth={depth}: a fork is at least 1 wide and 1 deep")
         return cls.branching((width,) + (1,) * (depth - 1))
+
+    @classmethod
+    def comb(cls, width: int, depth: int) -> "Tree":
+        """A chain of `depth` whose nodes have `width - 1` further children each, all leaves."""
+        if width < 1 or depth < 1:
+            raise ValueError(f"width={width}, depth={depth}: a comb is at least 1 wide and 1 deep")
+        firsts = [0, *range(1, 1 + (depth - 1) * width, width)]
+        return cls((NO_PARENT, *(first for first in firsts for _ in range(width))))
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":
@@ -125,6 +135,13 @@ class Tree:
     def level(self, depth: int) -> slice:
         """The nodes of one level."""
         return slice(self.level_ends[depth - 1] if depth else 0, self.level_ends[depth])
+
+    @cached_property
+    def inner(self) -> np.ndarray:
+        """`[N]` bool: the nodes that have children, which are all that a draft has to run."""
+        inner = np.zeros(self.size, bool)
+        inner[list(self.parents[1:])] = True
+        return inner
 
     def children(self, depth: int) -> int:
         """W, the most children that a node of one level has; 0 at the last level."""

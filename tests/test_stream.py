@@ -46,3 +46,8 @@ def test_a_plain_stream_writes_what_plain_decoding_writes(target, params, batch)
     pieces = list(stream_plain(params, *batch, STOPS, target=target, tokens=TOKENS, rounds=50))
     assert len(pieces) == -(-int(whole.rounds.max()) // 50)
     assert_grows_to(pieces, whole)
+
+
+def test_a_stream_of_no_rounds_is_refused(target, params, batch):
+    with pytest.raises(ValueError, match="rounds=0"):
+        next(stream_plain(params, *batch, STOPS, target=target, tokens=TOKENS, rounds=0))

@@ -11,6 +11,7 @@ TREES = {
     "chain": Tree.chain(5),
     "branching": Tree.branching((4, 2, 2, 1)),
     "fork": Tree.fork(3, 4),
+    "comb": Tree.comb(3, 3),
     "paths": Tree.from_paths(PATHS),
     "parents": Tree((-1, 0, 0, 0, 2, 3, 3, 5)),
 }
@@ -39,6 +40,7 @@ def test_tables_equal_those_made_node_by_node(name):
     assert tree.ranks.tolist() == [0] + [
         children[tree.parents[node]].index(node) for node in range(1, tree.size)
     ]
+    assert tree.inner.tolist() == [len(below) > 0 for below in children]
     for depth in range(tree.path_length):
         level = [node for node in range(tree.size) if len(lines[node]) == depth + 1]
         assert list(range(tree.size))[tree.level(depth)] == level
@@ -84,8 +86,10 @@ def test_trees_with_the_same_nodes_are_one_static_argument():
         (lambda: Tree((-1, 0, -1)), r"parents\[2\]=-1"),
         (lambda: Tree((-1, 0, 1, 0)), r"parents=.*not breadth-first"),
         (lambda: Tree.branching((2, 0, 1)), r"widths=\(2, 0, 1\)"),
-        (lambda: Tree.fork(0, 3), r"width"),
+        (lambda: Tree.fork(0, 3), r"width=0"),
+        (lambda: Tree.comb(0, 3), r"width=0"),
         (lambda: Tree.fork(2, 0), r"depth=0"),
+        (lambda: Tree.chain(0), r"depth=0"),
         (lambda: Tree.from_paths([(1,)]), r"path \(1,\)"),
         (lambda: Tree.from_paths([(0, -1)]), r"path \(0, -1\)"),
     ],

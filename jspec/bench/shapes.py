@@ -1,4 +1,4 @@
-"""Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, or a file of paths."""
+"""Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, `comb:3x4`, a file."""
 
 import json
 import re
@@ -10,25 +10,34 @@ from jspec.tree import Tree
 
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
-    "length), or a file of JSON paths [[0, 0], [1]]"
+    "length), comb:3x4 (children of each node of a chain, and its length), or a file of JSON "
+    "paths [[0, 0], [1]]"
 )
 
 
 def read_tree(text: str, context: int) -> Tree:
     """The tree that `text` describes, root included no larger than `context`."""
-    widths = _widths(text)
-    if widths is None:
-        tree = _read_paths(text)
-        size = tree.size
-    else:
-        size = 1 + sum(accumulate(widths, mul))
-        tree = None
+    comb = re.fullmatch(r"comb:(\d{1,6})x(\d{1,6})", text)
+    widths = None if comb else _widths(text)
+    if comb:
+        width, depth = int(comb[1]), int(comb[2])
+        _check_size(text, 1 + width * depth, context)
+        return Tree.comb(width, depth)
+    if widths:
+        _check_size(text, 1 + sum(accumulate(widths, mul)), context)
+        return Tree.branching(widths)
+    tree = _read_paths(text)
+    _check_size(text, tree.size, context)
+    return tree
+
+
+def _check_size(text: str, size: int, context: int) -> None:
+    """Before anything of that size is built."""
     if size < 2 or size > context:
         raise ValueError(
             f"tree={text!r} has {size} nodes with its root: a tree has at least one candidate and "
             f"no more nodes than the target's context of {context}"
         )
-    return tree or Tree.branching(widths)
 
 
 def _widths(text: str) -> tuple[int, ...] | None:

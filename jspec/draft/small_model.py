@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
@@ -21,9 +22,9 @@ class SmallModelState:
 
     Attributes:
       cache: committed rows; one fewer than the target's where `late`.
-      late: `[B]` bool: the token before the root is not committed. It was a node of the last level,
-        which is guessed but not run.
-      block: the last proposal's rows: first the late token's, then the nodes'.
+      late: `[B]` bool: the token before the root is not committed. It was a leaf, and leaves are
+        guessed but not run.
+      block: the last proposal's rows: first the late token's, then those of the inner nodes.
     """
 
     cache: Cache
@@ -44,7 +45,7 @@ class SmallModelDrafter:
         cache = prefill(
             params, tokens, length - 1, model=self.model, capacity=capacity, chunk=chunk
         )
-        rows = 1 + (self.tree.level_ends[-2] if self.tree.depth else 0)
+        rows = 1 + int(self.tree.inner.sum())
         block = empty_block(self.model.config, len(length), rows, cache.k[0].dtype)
         return SmallModelState(cache, jnp.zeros(length.shape, bool), block)
 
@@ -60,37 +61,43 @@ class SmallModelDrafter:
         rows, tree = jnp.arange(len(length)), self.tree
         block = self._catch_up(params, state, tokens[rows, length - 2], length - 2)
         guesses = tokens[rows, length - 1][:, None]
+        run = np.array([], int)
         for depth in range(tree.depth):
             level = tree.level(depth)
-            nodes = guesses[:, level]
+            new = level.start + np.flatnonzero(tree.inner[level])
+            start, run = 1 + len(run), np.append(run, new)
             output = self.model.forward(
                 params,
-                nodes,
-                jnp.broadcast_to((length - 1 + depth)[:, None], nodes.shape),
-                self._mask(state.late, level),
+                guesses[:, new],
+                jnp.broadcast_to((length - 1 + depth)[:, None], (len(length), len(new))),
+                _with_late(state.late, tree.mask[np.ix_(new, run)]),
                 state.cache,
                 block,
-                start=1 + level.start,
+                start=start,
             )
             block = output.block
             logits = self.model.logits(params, output.hidden)
             best = _best(logits, noise[:, depth, None], sampling, tree.children(depth))
             below = tree.level(depth + 1)
-            parents = jnp.asarray(tree.parents[below]) - level.start
+            parents = np.searchsorted(new, tree.parents[below])
             guesses = jnp.concatenate([guesses, best[:, parents, tree.ranks[below]]], axis=1)
         parent = jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape)
         candidates = Candidates(guesses, parent, jnp.ones(guesses.shape, bool))
         return candidates, state.replace(block=block)
 
     def commit(self, state: SmallModelState, path: Array, count: Array) -> SmallModelState:
-        depth = self.tree.depth
-        behind = state.late[:, None]
-        shifted = jnp.pad(1 + path, ((0, 0), (1, 0)))
-        rows = jnp.where(behind, shifted[:, :-1], shifted[:, 1:])
-        kept = jnp.minimum(count, depth)
-        cache = commit(state.cache, state.block, rows, jnp.where(count > 0, state.late + kept, 0))
-        late = jnp.where(count > 0, count > depth, state.late)
-        return state.replace(cache=cache, late=late)
+        inner = self.tree.inner
+        last = jnp.take_along_axis(path, jnp.maximum(count, 1)[:, None] - 1, axis=1)[:, 0]
+        leaf = ~jnp.asarray(inner)[last]
+        # A leaf has no row; it stands at the end of a path, where it is not counted.
+        place = jnp.asarray(np.cumsum(inner))[path]
+        shifted = jnp.pad(place, ((0, 0), (1, 0)))
+        rows = jnp.where(state.late[:, None], shifted[:, :-1], shifted[:, 1:])
+        kept = jnp.where(count > 0, state.late + count - leaf, 0)
+        return state.replace(
+            cache=commit(state.cache, state.block, rows, kept),
+            late=jnp.where(count > 0, leaf, state.late),
+        )
 
     def _catch_up(
         self, params: Params, state: SmallModelState, token: Array, position: Array
@@ -110,12 +117,12 @@ class SmallModelDrafter:
         row = jax.lax.cond(jnp.any(state.late), run, skip)
         return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)
 
-    def _mask(self, late: Array, level: slice) -> Array:
-        """`[B, T, 1 + N']`: the late token's row where there is one, and a node's ancestors."""
-        nodes = jnp.asarray(self.tree.mask[level, : level.stop])
-        nodes = jnp.broadcast_to(nodes, (len(late), *nodes.shape))
-        first = jnp.broadcast_to(late[:, None, None], (*nodes.shape[:2], 1))
-        return jnp.concatenate([first, nodes], axis=-1)
+
+def _with_late(late: Array, mask: np.ndarray) -> Array:
+    """`[T, N]` and `[B]` -> `[B, T, 1 + N]`: the late token's row, seen where there is one."""
+    first = jnp.broadcast_to(late[:, None, None], (len(late), len(mask), 1))
+    rest = jnp.broadcast_to(jnp.asarray(mask), (len(late), *mask.shape))
+    return jnp.concatenate([first, rest], axis=-1)
 
 
 def _best(logits: Array, noise: Array, sampling: Sampling, width: int) -> Array:
