@@ -6,12 +6,12 @@ DRAFTS = ("zoo:wide", "zoo:deep")
 # The demo's, and the defaults of `jspec generate`.
 DRAFT = "zoo:wide"
 CHAIN = "chain:3"
-TREE = "4x2x1"
-LOOKUP = "fork:2x7"
+TREE = "comb:2x3"
+LOOKUP = "chain:7"
 
 # The trees that `jspec bench` compares.
-TREES = ("chain:3", "chain:5", "4x2x1", "4x2x2x1", "fork:4x3")
-LOOKUPS = ("chain:3", "fork:2x7")
+TREES = ("chain:3", "chain:5", "comb:2x3", "comb:3x3", "4x2x1")
+LOOKUPS = ("chain:7", "fork:2x5")
 
 TEMPERATURES = (0.0, 1.0)
 PROMPT_LENGTH = 128
