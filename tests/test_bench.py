@@ -179,14 +179,14 @@ def test_bench_prints_one_object_with_everything(models, capsys, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", models)
     monkeypatch.setattr(peers, "THREADS", (1,))
     code = main(
-        "bench --drafts zoo:wide --trees chain:1 --lookups --temperatures 0 1 --prompts 1 "
+        "bench --drafts zoo:wide --trees comb:2x2 --lookups --temperatures 0 1 --prompts 1 "
         "--prompt-length 16 --tokens 12 --repetitions 1 --json --breakdown "
         "--against-transformers".split()
     )
     out, err = capsys.readouterr()
     record = json.loads(out)
-    assert code == 0 and out.count("\n") == 1 and "compiling zoo:wide chain:1" in err
-    ours = [PLAIN, "zoo:wide chain:1"]
+    assert code == 0 and out.count("\n") == 1 and "compiling zoo:wide comb:2x2" in err
+    ours = [PLAIN, "zoo:wide comb:2x2"]
     theirs = [peers.label(peers.PLAIN, 1), peers.label(f"{peers.ASSISTED} zoo:wide", 1)]
     assert [row["method"] for row in record["results"]] == [*ours, *theirs] * 2
     assert all(row["identical"] for row in record["results"] if row["method"] in ours)

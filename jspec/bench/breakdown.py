@@ -23,7 +23,7 @@ from jax import Array
 from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache
 from jspec.decode import State, begin, speculate
-from jspec.draft.small_model import SmallModelDrafter
+from jspec.draft.small_model import SmallModelDrafter, passes
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
@@ -149,11 +149,10 @@ def _draft_passes(
     draft: Params, cache: Cache, block: Block, token: Array, *, model: Model, tree: Tree
 ) -> Array:
     """The draft's passes over the levels of a tree: `[B]` from the last one's logits."""
-    for depth in range(tree.depth):
-        level = tree.level(depth)
-        nodes = jnp.broadcast_to(token[:, None], (len(token), level.stop - level.start))
-        seen = jnp.pad(jnp.asarray(tree.mask[level, : level.stop]), ((0, 0), (1, 0)))
-        token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
+    for new, start, mask in passes(tree):
+        nodes = jnp.broadcast_to(token[:, None], (len(token), len(new)))
+        seen = jnp.pad(jnp.asarray(mask), ((0, 0), (1, 0)))
+        token, block = _pass(draft, nodes, seen, cache, block, start, model=model)
     return token
 
 

@@ -1,5 +1,6 @@
 """A small language model that grows a static tree with the target's own dice."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -61,16 +62,12 @@ class SmallModelDrafter:
         rows, tree = jnp.arange(len(length)), self.tree
         block = self._catch_up(params, state, tokens[rows, length - 2], length - 2)
         guesses = tokens[rows, length - 1][:, None]
-        run = np.array([], int)
-        for depth in range(tree.depth):
-            level = tree.level(depth)
-            new = level.start + np.flatnonzero(tree.inner[level])
-            start, run = 1 + len(run), np.append(run, new)
+        for depth, (new, start, mask) in enumerate(passes(tree)):
             output = self.model.forward(
                 params,
                 guesses[:, new],
                 jnp.broadcast_to((length - 1 + depth)[:, None], (len(length), len(new))),
-                _with_late(state.late, tree.mask[np.ix_(new, run)]),
+                _with_late(state.late, mask),
                 state.cache,
                 block,
                 start=start,
@@ -116,6 +113,17 @@ class SmallModelDrafter:
 
         row = jax.lax.cond(jnp.any(state.late), run, skip)
         return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)
+
+
+def passes(tree: Tree) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+    """What a draft runs at each level: the inner nodes `[T]`, their first row, and `[T, N]` which
+    of the inner nodes so far each of them sees."""
+    run = np.array([], int)
+    for depth in range(tree.depth):
+        level = tree.level(depth)
+        new = level.start + np.flatnonzero(tree.inner[level])
+        start, run = 1 + len(run), np.append(run, new)
+        yield new, start, tree.mask[np.ix_(new, run)]
 
 
 def _with_late(late: Array, mask: np.ndarray) -> Array:
