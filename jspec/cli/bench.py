@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jspec.bench import settings
 from jspec.cli.pair import Dtype, read_draft, read_target
 from jspec.cli.screen import console, emit, steps
-from jspec.cli.verb import Verb
+from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.breakdown import Breakdown
@@ -91,7 +91,7 @@ class Bench(Verb):
         else:
             report.show(console())
         exact = self.dtype == "float32"
-        return 0 if all(d.near_tie for d in report.differences) or not exact else 1
+        return DONE if all(d.near_tie for d in report.differences) or not exact else FAILED
 
     def _check(self) -> None:
         from jspec.bench.peers import check_torch

@@ -9,7 +9,7 @@ from rich.text import Text
 from jspec.bench import settings
 from jspec.cli.pair import read_draft, read_target
 from jspec.cli.screen import console, emit, steps
-from jspec.cli.verb import Verb
+from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.agreement import Difference
@@ -58,7 +58,7 @@ class Demo(Verb):
         else:
             show(summary, found, about)
             show_generation(programs[1 + METHODS.index("tree")], target.tokenizer)
-        return 0 if all(difference.near_tie for difference in found) else 1
+        return DONE if all(difference.near_tie for difference in found) else FAILED
 
 
 def setting(

@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from jspec.cli.pair import Dtype, read_model, write_model
 from jspec.cli.screen import console, emit
-from jspec.cli.verb import Verb
+from jspec.cli.verb import DONE, Verb
 
 
 @dataclass(kw_only=True)
@@ -47,4 +47,4 @@ class Export(Verb):
                 f"in {place}",
                 soft_wrap=True,
             )
-        return 0
+        return DONE

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from jspec.bench import settings
 from jspec.cli.pair import Dtype, read_draft, read_target
 from jspec.cli.screen import console, emit, waiting
-from jspec.cli.verb import Verb
+from jspec.cli.verb import DONE, INTERRUPTED, Verb
 from jspec.cli.writing import Writing, read_prompt
 
 if TYPE_CHECKING:
     from jspec.decode import Generation
     from jspec.formats.huggingface import Checkpoint
-
-INTERRUPTED = 130
 
 
 @dataclass(kw_only=True)
@@ -72,7 +70,7 @@ class Generate(Verb):
                 interrupted = True
         writing.finish()
         self._report(writing, len(ids), interrupted)
-        return INTERRUPTED if interrupted else 0
+        return INTERRUPTED if interrupted else DONE
 
     def _check(self) -> None:
         if not 0 <= self.seed < 2**32:

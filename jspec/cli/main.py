@@ -16,9 +16,8 @@ from jspec.cli.demo import Demo
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.train import Train
-from jspec.cli.verb import Verb
+from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 
-DONE, BAD_INPUT, INTERRUPTED = 0, 2, 130
 VERBS = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Generate, subcommand("generate")]

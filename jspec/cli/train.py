@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from jspec.cli.screen import console, emit
-from jspec.cli.verb import Verb
+from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.distill.recipe import Recipe
@@ -33,12 +33,12 @@ class Train(Verb):
             folder = make(recipe, lambda note: screen.print(note, soft_wrap=True))
         except FloatingPointError as error:
             screen.print(f"{error}: the last good checkpoint is kept", soft_wrap=True)
-            return 1
+            return FAILED
         if self.json:
             emit({"name": recipe.name, "steps": recipe.steps, "folder": str(folder)})
         else:
             screen.print(f"{recipe.name}: written to {folder}", soft_wrap=True)
-        return 0
+        return DONE
 
 
 def read_recipe(file: Path) -> "Recipe":

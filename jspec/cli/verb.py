@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+# Exit codes.
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
 
 @dataclass(kw_only=True)
 class Verb:

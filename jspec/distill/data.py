@@ -19,13 +19,14 @@ class Blocks:
 
         Nothing is remembered between calls, so resuming needs nothing but the step.
         """
-        first = step * size
-        rows = [self._row(index) for index in range(first, first + size)]
+        count = len(self.tokens)
+        epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
+        orders = {
+            epoch: np.random.default_rng((self.seed, epoch)).permutation(count)
+            for epoch in set(epochs.tolist())
+        }
+        rows = [orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
         return self.tokens[rows].astype(np.int32)
-
-    def _row(self, index: int) -> int:
-        epoch, place = divmod(index, len(self.tokens))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.tokens))[place]
 
 
 def cut(documents: Iterable[str], tokenizer: Tokenizer, end: int, length: int) -> np.ndarray:
