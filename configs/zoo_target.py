@@ -1,7 +1,4 @@
-"""The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library.
-
-Goes on from `zoo_target_short.py`, with blocks as long as the context and a falling rate.
-"""
+"""The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library."""
 
 from jspec.config import ModelConfig
 from jspec.distill.recipe import Recipe
@@ -19,11 +16,4 @@ def config() -> Recipe:
         context=512,
         tied=True,
     )
-    return Recipe(
-        name="zoo_target",
-        model=model,
-        initial="runs/zoo_target_short/model",
-        batch=4,
-        steps=800,
-        learning_rate=2e-3,
-    )
+    return Recipe(name="zoo_target", model=model, chunk=128, steps=1300, evaluate_every=50)

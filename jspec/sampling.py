@@ -5,11 +5,15 @@ decoding, a node of a candidate tree, or a draft that guesses with the same dice
 noise to log-probabilities and taking the best samples from the law (the Gumbel-max trick).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+
+from jspec.threefry import gumbel
 
 EVERYTHING = 0
 
@@ -92,9 +96,7 @@ def noise(keys: Array, positions: Array, vocabulary: int, sampling: Sampling) ->
     """
 
     def draw() -> Array:
-        def one(key: Array, position: Array) -> Array:
-            return jax.random.gumbel(jax.random.fold_in(key, position), (vocabulary,))
-
+        one = functools.partial(gumbel, size=vocabulary)
         drawn = jax.vmap(jax.vmap(one, (None, 0)))(keys, positions)
         return jnp.where(sampling.temperature[:, None, None] > 0, drawn, 0.0)
 

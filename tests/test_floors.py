@@ -9,6 +9,7 @@ PACKAGE = Path(jspec.__file__).parent
 FLOORS = {
     "config": 0,
     "tree": 0,
+    "threefry": 0,
     "sharding": 1,
     "cache": 1,
     "attention": 1,

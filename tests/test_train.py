@@ -40,6 +40,7 @@ def test_overrides_are_typed_by_their_fields_and_made_at_once():
         ("steps.more=1", "steps=2000 has no fields of its own"),
         ("model=big", "model='big' must be of type ModelConfig"),
         ("steps", "'steps' is no change: write field=value"),
+        ("chunk=48", "chunk=48: length=64 is no multiple of it"),
         ("length=65", "length=65 is longer than the model's context of 64"),
     ],
 )

@@ -32,9 +32,10 @@ def train(recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out
     folder.mkdir(parents=True, exist_ok=True)
     rule = optimizer(recipe)
     advance = jax.jit(
-        functools.partial(step, model=model, optimizer=rule), donate_argnames=("state",)
+        functools.partial(step, model=model, optimizer=rule, chunk=recipe.chunk),
+        donate_argnames=("state",),
     )
-    measure = jax.jit(functools.partial(loss, model=model))
+    measure = jax.jit(functools.partial(loss, model=model, chunk=recipe.chunk))
     with _checkpoints(folder, recipe) as checkpoints, _progress(recipe) as show:
         state = start(params, optimizer=rule)
         if checkpoints.latest is not None:
