@@ -1,7 +1,7 @@
 """Lossless speculative decoding and draft training in JAX."""
 
-from jspec import zoo
-from jspec.candidates import Candidates, Verdict
+from jspec import verify, zoo
+from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling
 from jspec.decode import Generation, Prompts, State, autoregress, generate, prompts, speculate
 from jspec.draft.lookup import LookupDrafter
@@ -10,8 +10,10 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer
+from jspec.queue import generate_many
 from jspec.sampling import Sampling, sampling
 from jspec.stream import stream, stream_plain
+from jspec.text import stream_text
 from jspec.tree import Tree
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Output",
     "Prompts",
     "RopeScaling",
+    "Rule",
     "Sampling",
     "SmallModelDrafter",
     "State",
@@ -33,6 +36,7 @@ __all__ = [
     "Verdict",
     "autoregress",
     "generate",
+    "generate_many",
     "load",
     "prompts",
     "sampling",
@@ -40,6 +44,8 @@ __all__ = [
     "speculate",
     "stream",
     "stream_plain",
+    "stream_text",
     "transformer",
+    "verify",
     "zoo",
 ]

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jspec.formats.huggingface import Checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Rule = Literal["coupled", "one_sample", "token_level", "with_replacement", "without_replacement"]
 
 
 def read_model(argument: str, source: str, dtype: str) -> "Checkpoint":
