@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import Array
 
 from jspec import sharding
 from jspec.cache import Block, Cache
-from jspec.config import ModelConfig
+from jspec.config import ModelConfig, Shape
 
 Params = Any
 
@@ -27,7 +28,7 @@ class Output:
 class Model(Protocol):
     """Pure functions of parameters. Hashable, so that jit takes it as a static argument."""
 
-    config: ModelConfig
+    config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
         """Fresh parameters."""
@@ -66,7 +67,7 @@ class LinenModel:
     """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
 
     module: nn.Module
-    config: ModelConfig
+    config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
         return nn.meta.unbox(self._variables(key))
@@ -90,4 +91,10 @@ class LinenModel:
         return self.module.apply({"params": params}, hidden, method="logits")
 
     def _variables(self, key: Array) -> Params:
-        return self.module.init(key, method="touch")["params"]
+        return self.module.init(key, method=_call_everything)["params"]
+
+
+def _call_everything(module: nn.Module) -> Array:
+    """Both methods on one token, which makes every parameter."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return module.logits(module(one, one, jnp.ones((1, 1), bool)).hidden)
