@@ -114,7 +114,7 @@ class NnxModel:
 
     def init(self, key: Array) -> Params:
         raise ValueError(
-            f"key={key}: {self.name} was made with its parameters, which from_nnx returned; for "
+            f"model.init: {self.name} was made with its parameters, which from_nnx returned; for "
             "fresh ones make another module"
         )
 
