@@ -91,6 +91,23 @@ def test_a_prompt_in_chunks_and_a_block_in_parts_have_the_logits_of_each_row_alo
         assert_close(ours[row], expected(reference, alone)[0, -NEW:])
 
 
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3", "opt"])
+def test_embeddings_are_rounded_as_those_of_transformers(kind, tmp_path):
+    torch = pytest.importorskip("torch")
+    reference = make_reference(kind).to(torch.bfloat16)
+    reference.save_pretrained(tmp_path)
+    checkpoint = load(tmp_path, dtype="bfloat16")
+    tokens = draw((1, 40))
+    with torch.inference_mode():
+        theirs = reference(torch.from_numpy(tokens), output_hidden_states=True).hidden_states[0]
+    positions = np.arange(40)[None]
+    ours = checkpoint.model.module.apply(
+        {"params": checkpoint.params}, tokens, positions, method="embed"
+    )
+    assert ours.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours.astype(jnp.float32), theirs.float().numpy())
+
+
 @functools.partial(jax.jit, static_argnames="model")
 def in_parts(params, padded, lengths, later, *, model):
     """Logits of `later`, run one part after another over a cache that was filled in chunks."""

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
     ) -> Output:
         """`Model.forward`."""
         c = self.config
-        x = constrain(self._embed(tokens, positions), "batch", None, None)
+        x = constrain(self.embed(tokens, positions), "batch", None, None)
         whole = self._sight(positions, mask)
         local = self._local_sight(positions, mask) if c.local_layers else whole
         keys, values = [], []
@@ -89,7 +89,8 @@ class Transformer(nn.Module):
             )
         return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
 
-    def _embed(self, tokens: Array, positions: Array) -> Array:
+    def embed(self, tokens: Array, positions: Array) -> Array:
+        """What the first layer reads: `[B, T]` twice -> `[B, T, D]`."""
         x = self.embedding[tokens]
         if self.config.scale_embedding:
             # Rounded as the embedding is: Gemma was trained with the root in bfloat16.
