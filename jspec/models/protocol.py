@@ -51,8 +51,9 @@ class Model(Protocol):
         Args:
           tokens: `[B, T]`.
           positions: `[B, T]`, each row's place in its sequence.
-          mask: `[T, start + T]` or `[B, T, start + T]`, which rows of the block a row sees; of the
-            cache it sees all that is committed.
+          mask: `[T, start + T]` or `[B, T, start + T]`, which rows of the block a row sees: the end
+            of its sequence, in order; of the cache it sees all that is committed. A model may look
+            less far than that, as with a sliding window, but never further.
           cache: committed rows, or none.
           block: rows of earlier calls in its first `start` places; none when `start` is 0.
           start: the block's row at which the new ones are placed.
