@@ -85,4 +85,5 @@ def write_model(folder: Path, model: "Checkpoint", dtype: Any) -> None:
         tokenizer=model.folder if has_text else None,
         end_of_text=model.end_of_text,
         dtype=dtype,
+        family=model.family,
     )
