@@ -16,4 +16,4 @@ def config() -> Recipe:
         context=512,
         tied=True,
     )
-    return Recipe(name="zoo_deep", model=model, batch=8, steps=600, learning_rate=3e-3)
+    return Recipe(name="zoo_deep", model=model, chunk=128, steps=1200, evaluate_every=50)

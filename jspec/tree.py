@@ -62,12 +62,15 @@ class Tree:
         return cls.branching((width,) + (1,) * (depth - 1))
 
     @classmethod
-    def comb(cls, width: int, depth: int) -> "Tree":
-        """A chain of `depth` whose nodes have `width - 1` further children each, all leaves."""
-        if width < 1 or depth < 1:
-            raise ValueError(f"width={width}, depth={depth}: a comb is at least 1 wide and 1 deep")
-        firsts = [0, *range(1, 1 + (depth - 1) * width, width)]
-        return cls((NO_PARENT, *(first for first in firsts for _ in range(width))))
+    def comb(cls, widths: Sequence[int]) -> "Tree":
+        """A chain: of the `widths[d]` nodes of level d + 1 only the first has children."""
+        parents, first = [NO_PARENT], 0
+        for width in widths:
+            if width < 1:
+                raise ValueError(f"widths={tuple(widths)}: every level has at least one child")
+            parents += [first] * width
+            first = len(parents) - width
+        return cls(tuple(parents))
 
     @classmethod
     def from_paths(cls, paths: Iterable[Sequence[int]]) -> "Tree":

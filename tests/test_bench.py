@@ -93,7 +93,7 @@ def test_sampled_text_of_others_is_not_compared():
         ("4x2x1", Tree.branching((4, 2, 1))),
         ("3", Tree.branching((3,))),
         ("fork:4x5", Tree.fork(4, 5)),
-        ("comb:3x4", Tree.comb(3, 4)),
+        ("comb:3x2x2", Tree.comb((3, 2, 2))),
     ],
 )
 def test_trees_are_read_from_text(text, tree):

@@ -11,7 +11,7 @@ TREES = {
     "chain": Tree.chain(5),
     "branching": Tree.branching((4, 2, 2, 1)),
     "fork": Tree.fork(3, 4),
-    "comb": Tree.comb(3, 3),
+    "comb": Tree.comb((3, 2, 3)),
     "paths": Tree.from_paths(PATHS),
     "parents": Tree((-1, 0, 0, 0, 2, 3, 3, 5)),
 }
@@ -46,6 +46,11 @@ def test_tables_equal_those_made_node_by_node(name):
         assert list(range(tree.size))[tree.level(depth)] == level
         assert tree.level_ends[depth] == level[-1] + 1
         assert tree.children(depth) == max(len(children[node]) for node in level)
+
+
+def test_only_the_first_node_of_each_level_of_a_comb_has_children():
+    assert Tree.comb((3, 2, 1)) == Tree.from_paths([(0, 0, 0), (0, 1), (1,), (2,)])
+    assert Tree.comb((1, 1)) == Tree.chain(2)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -87,7 +92,7 @@ def test_trees_with_the_same_nodes_are_one_static_argument():
         (lambda: Tree((-1, 0, 1, 0)), r"parents=.*not breadth-first"),
         (lambda: Tree.branching((2, 0, 1)), r"widths=\(2, 0, 1\)"),
         (lambda: Tree.fork(0, 3), r"width=0"),
-        (lambda: Tree.comb(0, 3), r"width=0"),
+        (lambda: Tree.comb((2, 0)), r"widths=\(2, 0\)"),
         (lambda: Tree.fork(2, 0), r"depth=0"),
         (lambda: Tree.chain(0), r"depth=0"),
         (lambda: Tree.from_paths([(1,)]), r"path \(1,\)"),

@@ -1,4 +1,5 @@
-"""Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, `comb:3x4`, a file."""
+"""Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, `comb:3x2x2`,
+a file."""
 
 import json
 import re
@@ -10,19 +11,17 @@ from jspec.tree import Tree
 
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
-    "length), comb:3x4 (children of each node of a chain, and its length), or a file of JSON "
-    "paths [[0, 0], [1]]"
+    "length), comb:3x2x2 (children of the first node of each level), or a file of JSON paths "
+    "[[0, 0], [1]]"
 )
 
 
 def read_tree(text: str, context: int) -> Tree:
     """The tree that `text` describes, root included no larger than `context`."""
-    comb = re.fullmatch(r"comb:(\d{1,6})x(\d{1,6})", text)
-    widths = None if comb else _widths(text)
-    if comb:
-        width, depth = int(comb[1]), int(comb[2])
-        _check_size(text, 1 + width * depth, context)
-        return Tree.comb(width, depth)
+    widths = _widths(text)
+    if widths and text.startswith("comb:"):
+        _check_size(text, 1 + sum(widths), context)
+        return Tree.comb(widths)
     if widths:
         _check_size(text, 1 + sum(accumulate(widths, mul)), context)
         return Tree.branching(widths)
@@ -42,7 +41,7 @@ def _check_size(text: str, size: int, context: int) -> None:
 
 def _widths(text: str) -> tuple[int, ...] | None:
     """Children a node, level by level; None when the text must be the name of a file."""
-    shape = re.fullmatch(r"(chain:|fork:(?=\d+x\d+$))?(\d{1,6}(?:x\d{1,6}){0,99})", text)
+    shape = re.fullmatch(r"(chain:|comb:|fork:(?=\d+x\d+$))?(\d{1,6}(?:x\d{1,6}){0,99})", text)
     if shape is None or (shape[1] == "chain:" and "x" in shape[2]):
         return None
     numbers = tuple(map(int, shape[2].split("x")))
