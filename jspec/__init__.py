@@ -1,20 +1,27 @@
 """Lossless speculative decoding and draft training in JAX."""
 
-from jspec import zoo
-from jspec.candidates import Candidates, Verdict
-from jspec.config import ModelConfig, RopeScaling
+from jspec import verify, zoo
+from jspec.cache import Block, Cache
+from jspec.candidates import Candidates, Rule, Verdict
+from jspec.config import ModelConfig, RopeScaling, Shape
 from jspec.decode import Generation, Prompts, State, autoregress, generate, prompts, speculate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint, load, save
+from jspec.models.attention import attend_layer
+from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer
+from jspec.queue import generate_many
 from jspec.sampling import Sampling, sampling
 from jspec.stream import stream, stream_plain
+from jspec.text import stream_text
 from jspec.tree import Tree
 
 __all__ = [
+    "Block",
+    "Cache",
     "Candidates",
     "Checkpoint",
     "Drafter",
@@ -26,13 +33,19 @@ __all__ = [
     "Output",
     "Prompts",
     "RopeScaling",
+    "Rule",
     "Sampling",
+    "Shape",
     "SmallModelDrafter",
     "State",
     "Tree",
     "Verdict",
+    "attend_layer",
     "autoregress",
+    "from_linen",
+    "from_nnx",
     "generate",
+    "generate_many",
     "load",
     "prompts",
     "sampling",
@@ -40,6 +53,8 @@ __all__ = [
     "speculate",
     "stream",
     "stream_plain",
+    "stream_text",
     "transformer",
+    "verify",
     "zoo",
 ]

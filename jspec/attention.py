@@ -13,6 +13,10 @@ def attend(
     past_key: Array | None = None,
     past_value: Array | None = None,
     length: Array | None = None,
+    *,
+    first: Array | None = None,
+    scale: float | None = None,
+    cap: float | None = None,
 ) -> Array:
     """Mixes values by scaled dot products, in float32, without joining the two sets of keys.
 
@@ -22,15 +26,19 @@ def attend(
       mask: `[T, N]` or `[B, T, N]` bool, which rows of the block a query sees; every query
         must see at least one of them, itself.
       past_key, past_value: `[B, K, S, C]` committed rows; the first `length` `[B]` are seen.
+      first: `[B, T]` the first committed row that each query sees; None when it sees all.
+      scale: of the products; None for the inverse root of C.
+      cap: a bound that scores bend towards, by a hyperbolic tangent; None for none.
 
     Returns:
       `[B, H, T, C]`.
     """
     batch, heads, new, channels = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, new, channels)
-    scale = channels**-0.5
+    scale = channels**-0.5 if scale is None else scale
     mask = jnp.broadcast_to(mask, (batch, new, key.shape[2]))[:, None, None]
-    scores = jnp.where(mask, _dot("bkgtc,bknc->bkgtn", grouped, key) * scale, -jnp.inf)
+    scores = _bend(_dot("bkgtc,bknc->bkgtn", grouped, key) * scale, cap)
+    scores = jnp.where(mask, scores, -jnp.inf)
     # Each query's best score keeps `exp` in range, and cancels: it has no gradient.
     peak = jax.lax.stop_gradient(scores.max(axis=-1))
     if past_key is None:
@@ -38,19 +46,47 @@ def attend(
         total = weights.sum(axis=-1)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
     else:
-        seen = (jnp.arange(past_key.shape[2])[None] < length[:, None])[:, None, :, None]
+        rows = jnp.arange(past_key.shape[2])[None]
+        valid = (rows < length[:, None])[:, None, :, None]
+        seen = valid[..., None]
+        if first is not None:
+            seen = seen & (rows[..., None] >= first[:, None])[:, None, :, None]
         # Keys come first: a product with the cache on the left needs no copy of it on CPU.
-        past_scores = _dot("bknc,bkgtc->bkngt", past_key, grouped) * scale
-        past_scores = jnp.where(seen[..., None], past_scores, -jnp.inf)
+        past_scores = _bend(_dot("bknc,bkgtc->bkngt", past_key, grouped) * scale, cap)
+        past_scores = jnp.where(seen, past_scores, -jnp.inf)
         peak = jnp.maximum(peak, past_scores.max(axis=2))
         weights = jnp.exp(scores - peak[..., None])
         past_weights = jnp.exp(past_scores - peak[:, :, None])
         total = weights.sum(axis=-1) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
-        past_value = jnp.where(seen, past_value, 0)
+        past_value = jnp.where(valid, past_value, 0)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
         mixed += _dot("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
+
+
+def within(window: int, mask: Array, positions: Array) -> tuple[Array, Array]:
+    """What is left to queries that see `window` positions, their own included.
+
+    The rows that a query sees in a block are the end of its sequence, one a position and in order,
+    be they a chunk or a path in a tree. So a row's distance in positions is the number of rows
+    behind it that the query sees.
+
+    Args:
+      mask: `[T, N]` or `[B, T, N]` bool, which rows of the block a query sees.
+      positions: `[B, T]` of the queries.
+
+    Returns:
+      The mask without the rows that are too far, and `[B, T]` the first committed row in reach.
+    """
+    mask = jnp.asarray(mask)
+    seen = mask.astype(jnp.int32)
+    behind = seen.sum(axis=-1, keepdims=True) - jnp.cumsum(seen, axis=-1)
+    return mask & (behind < window), positions - window + 1
+
+
+def _bend(scores: Array, cap: float | None) -> Array:
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def _dot(axes: str, left: Array, right: Array) -> Array:

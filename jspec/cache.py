@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.config import ModelConfig
+from jspec.config import ModelConfig, Shape
 
 
 @struct.dataclass
@@ -33,13 +33,13 @@ class Block:
     v: tuple[Array, ...]
 
 
-def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
+def empty_cache(config: ModelConfig | Shape, batch: int, capacity: int, dtype: jnp.dtype) -> Cache:
     """A cache of `capacity` rows a sequence, none of them valid."""
     k, v = _layers(config, batch, capacity, dtype)
     return Cache(k, v, jnp.zeros((batch,), jnp.int32))
 
 
-def empty_block(config: ModelConfig, batch: int, nodes: int, dtype: jnp.dtype) -> Block:
+def empty_block(config: ModelConfig | Shape, batch: int, nodes: int, dtype: jnp.dtype) -> Block:
     """A block of `nodes` rows a sequence, to be filled level by level."""
     return Block(*_layers(config, batch, nodes, dtype))
 
@@ -70,7 +70,7 @@ def commit(cache: Cache, block: Block, path: Array, count: Array) -> Cache:
 
 
 def _layers(
-    config: ModelConfig, batch: int, rows: int, dtype: jnp.dtype
+    config: ModelConfig | Shape, batch: int, rows: int, dtype: jnp.dtype
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     shape = (batch, config.kv_heads, rows, config.channels)
     k, v = (

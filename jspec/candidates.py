@@ -1,7 +1,15 @@
 """What passes between a drafter, a verification rule and the loop."""
 
+from typing import Any, Protocol
+
+import numpy as np
 from flax import struct
 from jax import Array
+
+from jspec.sampling import Sampling
+from jspec.tree import Tree
+
+Dice = Any
 
 
 @struct.dataclass
@@ -12,11 +20,14 @@ class Candidates:
       tokens: `[B, N]`.
       parent: `[B, N]`, the root's is -1.
       valid: `[B, N]` bool; a node that is not valid is never kept, nor what hangs below it.
+      logits: `[B, I, V]` float32, where the rule weighs them: the draft's warped logits at the I
+        nodes that have children, from which these were drawn.
     """
 
     tokens: Array
     parent: Array
     valid: Array
+    logits: Array | None = None
 
 
 @struct.dataclass
@@ -32,3 +43,43 @@ class Verdict:
     path: Array
     count: Array
     next: Array
+
+
+class Rule(Protocol):
+    """How candidates are drawn, and which of them are kept: a module of `jspec.verify`.
+
+    All randomness of a round is rolled before it begins, from each sequence's key and the length
+    of its text, so a text does not hang on what shares its batch.
+    """
+
+    WEIGHS: bool
+    """Whether `verify` needs the draft's logits."""
+
+    def admit(self, tree: Tree, draws: bool) -> None:
+        """Raises `ValueError` with the reason if the rule is not exact for such candidates.
+
+        Args:
+          draws: whether they are what `draw` gave, all of them, or a drafter's own choice.
+        """
+
+    def roll(
+        self, keys: Array, length: Array, sampling: Sampling, *, tree: Tree, vocabulary: int
+    ) -> Dice:
+        """The dice of a round whose root is the last of `length` `[B]` tokens."""
+
+    def draw(
+        self, dice: Dice, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+    ) -> tuple[Array, Array]:
+        """Children of the `nodes` `[n]` of a level, in drawing order, from warped logits
+        `[B, n, V]`: tokens `[B, n, W]`, and whether there is such a child at all."""
+
+    def verify(
+        self,
+        dice: Dice,
+        candidates: Candidates,
+        logits: Array,
+        sampling: Sampling,
+        *,
+        tree: Tree,
+    ) -> Verdict:
+        """What is kept, from the target's warped logits `[B, N, V]` at every node."""

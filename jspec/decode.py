@@ -10,11 +10,12 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit
-from jspec.candidates import Verdict
-from jspec.draft.protocol import Drafter, DrafterState
+from jspec.candidates import Rule, Verdict
+from jspec.draft.protocol import Drafter, DrafterState, Text
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Params
-from jspec.sampling import Sampling, noise, pick
+from jspec.penalties import Ahead, History, recall, remember
+from jspec.sampling import Sampling, noise, pick, warp
 from jspec.verify import coupled
 
 CHUNK = 64
@@ -36,6 +37,7 @@ class State:
     Attributes:
       tokens: `[B, M]` prompts and what was written so far, `length` `[B]` of them valid; the last
         valid one is the root, which is in no cache yet.
+      history: how often each token was said, the root included.
       budget: `[B]` the length at which a row ends.
       guessed: `[B, M]` bool, whether a token was a candidate of the drafter.
       done: `[B]`, 0 while a row is being written, then why it ended.
@@ -46,6 +48,7 @@ class State:
 
     tokens: Array
     length: Array
+    history: History
     budget: Array
     guessed: Array
     done: Array
@@ -110,33 +113,34 @@ def prompts(
     return Prompts(padded, np.array([len(row) for row in rows], np.int32))
 
 
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "tokens"))
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
 def generate(
     params: Params,
     draft: Params,
     prompts: Prompts,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     drafter: Drafter,
+    rule: Rule = coupled,
     tokens: int,
 ) -> Generation:
     """Writes up to `tokens` tokens a row, a round of guesses at a time.
 
-    The text is that of `autoregress` with the same keys, whatever the draft.
+    Under the coupled rule the text is that of `autoregress` with the same keys, whatever the draft.
 
     Args:
       params, draft: the target's parameters and the drafter's.
       keys: `[B]` typed keys, one a sequence.
-      stops: `[E]` tokens that end a text; `[0]` for none.
+      rule: which candidates are kept: coupled, or another module of `jspec.verify`, under which
+        the text follows the same law but is another.
     """
-    state = begin(params, draft, prompts, target=target, drafter=drafter, tokens=tokens)
+    state = begin(params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens)
 
     def advance(state: State) -> State:
         return speculate(
-            params, draft, state, keys, sampling, stops, target=target, drafter=drafter
+            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
         )
 
     return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
@@ -148,7 +152,6 @@ def autoregress(
     prompts: Prompts,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     tokens: int,
@@ -157,7 +160,7 @@ def autoregress(
     state = begin_plain(params, prompts, target=target, tokens=tokens)
 
     def advance(state: State) -> State:
-        return extend(params, state, keys, sampling, stops, target=target)
+        return extend(params, state, keys, sampling, target=target)
 
     return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
 
@@ -169,6 +172,7 @@ def begin(
     *,
     target: Model,
     drafter: Drafter,
+    rule: Rule,
     tokens: int,
 ) -> State:
     """The state before the first round: all of a prompt but its last token, the root, committed."""
@@ -178,6 +182,7 @@ def begin(
             f"tree of {tree.size} nodes: a tree has at least one candidate and no more nodes than "
             f"the target's context of {target.config.context}"
         )
+    rule.admit(tree, drafter.draws)
     state = _commit_prompts(
         params, prompts, target=target, tokens=tokens, path_length=tree.path_length
     )
@@ -193,17 +198,17 @@ def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int)
 
 
 def extend(
-    params: Params, state: State, keys: Array, sampling: Sampling, stops: Array, *, target: Model
+    params: Params, state: State, keys: Array, sampling: Sampling, *, target: Model
 ) -> State:
     """One token of plain decoding."""
     position = state.length[:, None]
     root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
     output = target.forward(params, root, position - 1, jnp.ones((1, 1), bool), state.cache)
-    logits = target.logits(params, output.hidden)
-    token = pick(logits, noise(keys, position, logits.shape[-1], sampling), sampling)
+    logits = warp(target.logits(params, output.hidden), sampling, state.history)
+    token = pick(logits, noise(keys, position, logits.shape[-1], sampling))
     alone = jnp.zeros_like(position)
     verdict = Verdict(path=alone, count=alone[:, 0] + 1, next=token[:, 0])
-    return _emit(state, root, output.block, verdict, stops)[0]
+    return _emit(state, root, output.block, verdict, sampling.stops)[0]
 
 
 def speculate(
@@ -212,33 +217,25 @@ def speculate(
     state: State,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     drafter: Drafter,
+    rule: Rule = coupled,
 ) -> State:
-    """One round: guess a tree, run the target on it once, keep the path that it picks."""
+    """One round: guess a tree, run the target on it once, keep the path that the rule picks."""
     tree = drafter.tree
-    root = state.length - 1
-    dice = noise(
-        keys,
-        state.length[:, None] + jnp.arange(tree.path_length)[None],
-        target.config.vocabulary,
-        sampling,
-    )
-    candidates, memory = drafter.propose(
-        draft, state.drafter, state.tokens, state.length, dice, sampling
-    )
-    positions = root[:, None] + jnp.asarray(tree.depths)[None]
+    dice = rule.roll(keys, state.length, sampling, tree=tree, vocabulary=target.config.vocabulary)
+    text = Text(state.tokens, state.length, state.history)
+    candidates, memory = drafter.propose(draft, state.drafter, text, dice, sampling, rule=rule)
+    positions = (state.length - 1)[:, None] + jnp.asarray(tree.depths)[None]
     output = target.forward(
         params, candidates.tokens, positions, jnp.asarray(tree.mask), state.cache
     )
-    logits = target.logits(params, output.hidden)
-    verdict = coupled.verify(
-        candidates, logits, dice[:, tree.depths], sampling, path_length=tree.path_length
-    )
+    ahead = Ahead(candidates.tokens[:, 1:], jnp.asarray(tree.mask[:, 1:]))
+    logits = warp(target.logits(params, output.hidden), sampling, state.history, ahead)
+    verdict = rule.verify(dice, candidates, logits, sampling, tree=tree)
     running = state.done == 0
-    state, count = _emit(state, candidates.tokens, output.block, verdict, stops)
+    state, count = _emit(state, candidates.tokens, output.block, verdict, sampling.stops)
     guesses = jnp.where(running, candidates.valid[:, 1:].sum(axis=-1), 0)
     return state.replace(
         drafter=drafter.commit(memory, verdict.path, count), drafted=state.drafted + guesses
@@ -278,9 +275,11 @@ def _commit_prompts(
         chunk=CHUNK,
     )
     none = jnp.zeros((batch,), jnp.int32)
+    length = jnp.asarray(prompts.length)
     return State(
         tokens=jnp.pad(prompts.tokens, ((0, 0), (0, capacity - width))),
-        length=jnp.asarray(prompts.length),
+        length=length,
+        history=recall(prompts.tokens, length, length, vocabulary=target.config.vocabulary),
         budget=prompts.length + tokens,
         guessed=jnp.zeros((batch, capacity), bool),
         done=none,
@@ -302,6 +301,7 @@ def _emit(
 
     Args:
       nodes: `[B, N]` the candidates' tokens.
+      stops: `[B, E]` tokens that end a text.
     """
     running = state.done == 0
     order = jnp.arange(verdict.path.shape[1])[None]
@@ -309,7 +309,7 @@ def _emit(
     guessed = order < verdict.count[:, None] - 1
     written = jnp.where(guessed, below, verdict.next[:, None])
     count = jnp.where(running, jnp.minimum(verdict.count, state.budget - state.length), 0)
-    ends = jnp.isin(written, stops) & (order < count[:, None])
+    ends = (written[..., None] == stops[:, None]).any(axis=-1) & (order < count[:, None])
     stopped = ends.any(axis=-1)
     count = jnp.where(stopped, jnp.argmax(ends, axis=-1) + 1, count)
     length = state.length + count
@@ -319,6 +319,7 @@ def _emit(
         tokens=put(state.tokens, written, state.length, 0),
         guessed=put(state.guessed, guessed, state.length, 0),
         length=length,
+        history=remember(state.history, written, count),
         done=jnp.where(running, done, state.done),
         cache=commit(state.cache, block, verdict.path, count),
         rounds=state.rounds + running,

@@ -6,6 +6,8 @@ noise to log-probabilities and taking the best samples from the law (the Gumbel-
 """
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,48 +15,61 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from jspec.cuts import EVERYTHING, keep_min_p, keep_top_k, keep_top_p
+from jspec.penalties import Ahead, History, Penalties, penalise
 from jspec.threefry import gumbel
 
-EVERYTHING = 0
+NO_TOKEN = -1
 
 
 @struct.dataclass
 class Sampling:
-    """How each sequence samples; every field is an array `[B]`.
+    """How each sequence samples, and where it ends.
 
     Attributes:
-      temperature: float32, 0 for greedy.
-      top_k: int32, keep the k best tokens; 0 keeps all.
-      top_p: float32, keep the smallest set of best tokens with at least this mass; 1 keeps all.
+      temperature: `[B]` float32, 0 for greedy.
+      top_k: `[B]` int32, keep the k best tokens; 0 keeps all.
+      top_p: `[B]` float32, keep the smallest set of best tokens with at least this mass.
+      min_p: `[B]` float32, keep tokens at least this many times as likely as the best; 0 keeps all.
+      penalties: for what was said before.
+      biased, bias: `[B, E]` tokens, and what is added to their logits; -1 is no token.
+      stops: `[B, E]` tokens that end a text; -1 is no token.
     """
 
     temperature: Array
     top_k: Array
     top_p: Array
+    min_p: Array
+    penalties: Penalties
+    biased: Array
+    bias: Array
+    stops: Array
 
 
 def sampling(
     batch: int,
     *,
-    temperature: float | list[float] = 0.0,
-    top_k: int | list[int] = EVERYTHING,
-    top_p: float | list[float] = 1.0,
+    temperature: float | Sequence[float] = 0.0,
+    top_k: int | Sequence[int] = EVERYTHING,
+    top_p: float | Sequence[float] = 1.0,
+    min_p: float | Sequence[float] = 0.0,
+    repetition: float | Sequence[float] = 1.0,
+    presence: float | Sequence[float] = 0.0,
+    frequency: float | Sequence[float] = 0.0,
+    minimum: int | Sequence[int] = 0,
+    bias: Mapping[int, float] | Sequence[Mapping[int, float]] | None = None,
+    stops: Sequence[int] = (),
+    vocabulary: int | None = None,
 ) -> Sampling:
     """A `Sampling` for `batch` sequences from one value for all of them or one for each.
 
-    Raises `ValueError` for a temperature below 0 or not finite, a `top_k` below 0, a `top_p`
-    outside (0, 1].
+    Args:
+      bias: what to add to the logits of tokens, which must lie below `vocabulary`.
+
+    Raises `ValueError` for what lies outside its range.
     """
-
-    def spread(name, values, dtype, valid, allowed):
-        array = np.asarray(values, dtype)
-        if array.ndim and array.shape != (batch,):
-            raise ValueError(f"{name}={values}: one value, or {batch} of them, one a sequence")
-        for value in np.atleast_1d(array):
-            if not valid(value):
-                raise ValueError(f"{name}={value}: {allowed}")
-        return jnp.asarray(np.broadcast_to(array, (batch,)))
-
+    spread = functools.partial(_spread, batch)
+    biased, added = _biases(batch, bias, vocabulary)
     return Sampling(
         temperature=spread(
             "temperature",
@@ -65,24 +80,47 @@ def sampling(
         ),
         top_k=spread("top_k", top_k, np.int32, lambda k: k >= 0, "must be 0 (all) or more"),
         top_p=spread("top_p", top_p, np.float32, lambda p: 0 < p <= 1, "must lie in (0, 1]"),
+        min_p=spread("min_p", min_p, np.float32, lambda p: 0 <= p <= 1, "must lie in [0, 1]"),
+        penalties=Penalties(
+            repetition=spread(
+                "repetition",
+                repetition,
+                np.float32,
+                lambda r: np.isfinite(r) and r > 0,
+                "must be a positive number; 1 changes nothing",
+            ),
+            presence=spread("presence", presence, np.float32, np.isfinite, "must be a number"),
+            frequency=spread("frequency", frequency, np.float32, np.isfinite, "must be a number"),
+            minimum=spread(
+                "minimum", minimum, np.int32, lambda n: n >= 0, "must be 0 or more tokens"
+            ),
+        ),
+        biased=biased,
+        bias=added,
+        stops=jnp.broadcast_to(jnp.asarray(stops, jnp.int32), (batch, len(stops))),
     )
 
 
-def warp(logits: Array, sampling: Sampling) -> Array:
+def warp(logits: Array, sampling: Sampling, history: History, ahead: Ahead | None = None) -> Array:
     """Logits of the law that is sampled: divided by the temperature, `-inf` outside the top sets.
 
-    In the order of the field: temperature, top-k, top-p. Tokens that tie at a threshold are kept
-    together. Rows of temperature 0 are not divided.
+    In the order of the field: bias, penalties, temperature, top-k, top-p, min-p. Rows of
+    temperature 0 are not divided. What no row asks for is not computed.
 
     Args:
       logits: `[B, N, V]` float32.
+      history: what was said before the root of a tree, the root included.
+      ahead: what each node stands behind; nothing in plain decoding.
     """
-    hot = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
-    logits = logits / hot[:, None, None]
-    logits = jax.lax.cond(
-        jnp.any(sampling.top_k != EVERYTHING), _keep_top_k, _keep_all, logits, sampling.top_k
+    if sampling.biased.shape[1]:
+        logits = _add_bias(logits, sampling)
+    hot = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)[:, None, None]
+    return jax.lax.cond(
+        _bare(sampling),
+        lambda logits: logits / hot,
+        lambda logits: _cut(_penalise(logits, sampling, history, ahead) / hot, sampling),
+        logits,
     )
-    return jax.lax.cond(jnp.any(sampling.top_p < 1), _keep_top_p, _keep_all, logits, sampling.top_p)
 
 
 def noise(keys: Array, positions: Array, vocabulary: int, sampling: Sampling) -> Array:
@@ -106,46 +144,87 @@ def noise(keys: Array, positions: Array, vocabulary: int, sampling: Sampling) ->
     return jax.lax.cond(jnp.any(sampling.temperature > 0), draw, nothing)
 
 
-def pick(logits: Array, noise: Array, sampling: Sampling) -> Array:
-    """The chosen token: `[B, N, V]` logits and noise -> `[B, N]` int32."""
-    return jnp.argmax(warp(logits, sampling) + noise, axis=-1).astype(jnp.int32)
+def pick(warped: Array, noise: Array) -> Array:
+    """The chosen token: `[..., V]` warped logits and noise -> `[...]` int32."""
+    return jnp.argmax(warped + noise, axis=-1).astype(jnp.int32)
 
 
-def _keep_all(logits: Array, _: Array) -> Array:
+def _bare(sampling: Sampling) -> Array:
+    """Whether no row asks for more than a temperature."""
+    return ~(jnp.any(_penalised(sampling)) | jnp.any(_is_cut(sampling)))
+
+
+def _penalised(sampling: Sampling) -> Array:
+    p = sampling.penalties
+    return (p.repetition != 1) | (p.presence != 0) | (p.frequency != 0) | (p.minimum > 0)
+
+
+def _is_cut(sampling: Sampling) -> Array:
+    return (sampling.top_k != EVERYTHING) | (sampling.top_p < 1) | (sampling.min_p > 0)
+
+
+def _penalise(logits: Array, sampling: Sampling, history: History, ahead: Ahead | None) -> Array:
+    return jax.lax.cond(
+        jnp.any(_penalised(sampling)),
+        lambda logits: penalise(logits, sampling.penalties, sampling.stops, history, ahead),
+        lambda logits: logits,
+        logits,
+    )
+
+
+def _cut(logits: Array, sampling: Sampling) -> Array:
+    for wanted, keep, limit in (
+        (sampling.top_k != EVERYTHING, keep_top_k, sampling.top_k),
+        (sampling.top_p < 1, keep_top_p, sampling.top_p),
+        (sampling.min_p > 0, keep_min_p, sampling.min_p),
+    ):
+        logits = jax.lax.cond(jnp.any(wanted), keep, lambda logits, _: logits, logits, limit)
     return logits
 
 
-def _keep_top_k(logits: Array, top_k: Array) -> Array:
-    """Keeps the `top_k` `[B]` largest of `[B, N, V]`, and what ties with the last of them."""
-    wanted = jnp.where(top_k == EVERYTHING, logits.shape[-1], top_k)[:, None]
-    threshold = _threshold(logits, jnp.ones_like(logits), wanted.astype(jnp.float32))
-    return jnp.where(_ordered(logits) >= threshold[..., None], logits, -jnp.inf)
+def _add_bias(logits: Array, sampling: Sampling) -> Array:
+    # A negative index would count from the end.
+    tokens = jnp.where(sampling.biased < 0, logits.shape[-1], sampling.biased)
+    add = jax.vmap(lambda row, t, b: row.at[:, t].add(b[None], mode="drop"))
+    return add(logits, tokens, sampling.bias)
 
 
-def _keep_top_p(logits: Array, top_p: Array) -> Array:
-    """Keeps the smallest set of likeliest tokens of `[B, N, V]` with a mass of `top_p` `[B]`."""
-    threshold = _threshold(logits, jax.nn.softmax(logits), top_p[:, None])
-    kept = (_ordered(logits) >= threshold[..., None]) | (top_p >= 1)[:, None, None]
-    return jnp.where(kept, logits, -jnp.inf)
+def _spread(
+    batch: int,
+    name: str,
+    values: Any,
+    dtype: type,
+    valid: Callable[[Any], bool],
+    allowed: str,
+) -> Array:
+    """One value for every sequence, or one for each, checked: `[batch]`."""
+    array = np.asarray(values, dtype)
+    if array.ndim and array.shape != (batch,):
+        raise ValueError(f"{name}={values}: one value, or {batch} of them, one a sequence")
+    for value in np.atleast_1d(array):
+        if not valid(value):
+            raise ValueError(f"{name}={value}: {allowed}")
+    return jnp.asarray(np.broadcast_to(array, (batch,)))
 
 
-def _threshold(values: Array, weights: Array, wanted: Array) -> Array:
-    """The largest `t` such that `ordered(values) >= t` holds for a weight of at least `wanted`.
-
-    Found bit by bit, 32 passes over `[B, N, V]`, which on CPU costs a tenth of sorting it.
-    """
-    ordered = _ordered(values)
-
-    def narrow(i: Array, low: Array) -> Array:
-        middle = low | (jnp.uint32(1) << (31 - i).astype(jnp.uint32))
-        mass = jnp.where(ordered >= middle[..., None], weights, 0.0).sum(axis=-1)
-        return jnp.where(mass >= wanted, middle, low)
-
-    return jax.lax.fori_loop(0, 32, narrow, jnp.zeros(values.shape[:-1], jnp.uint32))
-
-
-def _ordered(values: Array) -> Array:
-    """Unsigned integers in the order of float32 `values`; the two zeros are one."""
-    values = jnp.where(values == 0, 0.0, values.astype(jnp.float32))
-    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
-    return jnp.where(bits >> 31, ~bits, bits | jnp.uint32(1 << 31))
+def _biases(
+    batch: int,
+    bias: Mapping[int, float] | Sequence[Mapping[int, float]] | None,
+    vocabulary: int | None,
+) -> tuple[Array, Array]:
+    """Tokens and what is added to them, `[batch, E]` each."""
+    rows = [bias or {}] * batch if bias is None or isinstance(bias, Mapping) else list(bias)
+    if len(rows) != batch:
+        raise ValueError(f"bias of {len(rows)} rows: one for all, or {batch}, one a sequence")
+    if any(rows) and vocabulary is None:
+        raise ValueError("bias is given without vocabulary=: it says which tokens there are")
+    tokens = np.full((batch, max(map(len, rows))), NO_TOKEN, np.int32)
+    values = np.zeros(tokens.shape, np.float32)
+    for index, row in enumerate(rows):
+        for place, (token, value) in enumerate(row.items()):
+            if not 0 <= token < vocabulary:
+                raise ValueError(f"bias of token {token}: tokens lie in 0..{vocabulary - 1}")
+            if np.isnan(value) or value == np.inf:
+                raise ValueError(f"bias of {value} for token {token}: must be a number or -inf")
+            tokens[index, place], values[index, place] = token, value
+    return jnp.asarray(tokens), jnp.asarray(values)

@@ -7,10 +7,12 @@ import jax
 from jax import Array
 
 from jspec import decode
+from jspec.candidates import Rule
 from jspec.decode import Generation, Prompts, State
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.sampling import Sampling
+from jspec.verify import coupled
 
 
 def stream(
@@ -19,16 +21,16 @@ def stream(
     prompts: Prompts,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     drafter: Drafter,
+    rule: Rule = coupled,
     tokens: int,
     rounds: int = 4,
 ) -> Iterator[Generation]:
     """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
     _check(rounds)
-    state = _begin(params, draft, prompts, target=target, drafter=drafter, tokens=tokens)
+    state = _begin(params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens)
     while bool(decode.unfinished(state)):
         state = _advance(
             params,
@@ -36,9 +38,9 @@ def stream(
             state,
             keys,
             sampling,
-            stops,
             target=target,
             drafter=drafter,
+            rule=rule,
             rounds=rounds,
         )
         yield _written(state, prompts, tokens=tokens)
@@ -49,7 +51,6 @@ def stream_plain(
     prompts: Prompts,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     tokens: int,
@@ -59,7 +60,7 @@ def stream_plain(
     _check(rounds)
     state = _begin_plain(params, prompts, target=target, tokens=tokens)
     while bool(decode.unfinished(state)):
-        state = _extend(params, state, keys, sampling, stops, target=target, rounds=rounds)
+        state = _extend(params, state, keys, sampling, target=target, rounds=rounds)
         yield _written(state, prompts, tokens=tokens)
 
 
@@ -68,13 +69,13 @@ def _check(rounds: int) -> None:
         raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
 
 
-_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "tokens"))
+_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "rule", "tokens"))
 _begin_plain = jax.jit(decode.begin_plain, static_argnames=("target", "tokens"))
 _written = jax.jit(decode.written, static_argnames=("tokens",))
 
 
 @functools.partial(
-    jax.jit, static_argnames=("target", "drafter", "rounds"), donate_argnames=("state",)
+    jax.jit, static_argnames=("target", "drafter", "rule", "rounds"), donate_argnames=("state",)
 )
 def _advance(
     params: Params,
@@ -82,17 +83,17 @@ def _advance(
     state: State,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     drafter: Drafter,
+    rule: Rule,
     rounds: int,
 ) -> State:
     """A few rounds; a row that is done passes them unchanged."""
 
     def advance(_: int, state: State) -> State:
         return decode.speculate(
-            params, draft, state, keys, sampling, stops, target=target, drafter=drafter
+            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
         )
 
     return jax.lax.fori_loop(0, rounds, advance, state)
@@ -104,12 +105,11 @@ def _extend(
     state: State,
     keys: Array,
     sampling: Sampling,
-    stops: Array,
     *,
     target: Model,
     rounds: int,
 ) -> State:
     def advance(_: int, state: State) -> State:
-        return decode.extend(params, state, keys, sampling, stops, target=target)
+        return decode.extend(params, state, keys, sampling, target=target)
 
     return jax.lax.fori_loop(0, rounds, advance, state)

@@ -14,10 +14,10 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = np.uint32(0x1BD11BDA)
 
 
-def gumbel(key: Array, count: Array, size: int) -> Array:
+def gumbel(key: Array, count: Array | int, size: int) -> Array:
     """`jax.random.gumbel(jax.random.fold_in(key, count), (size,))`: `[size]` float32."""
     low, high = jax.random.key_data(key)
-    low, high = _threefry(low, high, jnp.uint32(0), count.astype(jnp.uint32))
+    low, high = _threefry(low, high, jnp.uint32(0), jnp.asarray(count, jnp.uint32))
     counter = jnp.arange(size, dtype=jnp.uint32)
     left, right = _threefry(low, high, jnp.zeros_like(counter), counter)
     return -jnp.log(-jnp.log(_uniform(left ^ right)))

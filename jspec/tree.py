@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-NO_PARENT = -1
+NO_PARENT = NO_NODE = -1
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,13 @@ class Tree:
         inner = np.zeros(self.size, bool)
         inner[list(self.parents[1:])] = True
         return inner
+
+    @cached_property
+    def offspring(self) -> np.ndarray:
+        """`[N, W]` every node's children in the order of their ranks, filled up with -1."""
+        table = np.full((self.size, int(self.ranks.max()) + 1), NO_NODE, np.int32)
+        table[list(self.parents[1:]), self.ranks[1:]] = np.arange(1, self.size)
+        return table
 
     def children(self, depth: int) -> int:
         """W, the most children that a node of one level has; 0 at the last level."""

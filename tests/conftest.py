@@ -1,6 +1,7 @@
 """One setting for every test: the CPU's numbers as exact as they get, and nothing implicit."""
 
 import os
+import shutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when jax is imported, so it is set before.
@@ -10,6 +11,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from ours import write_original  # noqa: E402
 from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp  # noqa: E402
 
 from jspec import Generation, Model, ModelConfig, transformer  # noqa: E402
@@ -59,3 +61,15 @@ def batch() -> Batch:
 def plain(target: Model, params: Params, batch: Batch) -> Generation:
     """What plain decoding writes for the batch, with no end of text."""
     return plain_text(target, params, batch)
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """A small model of ours with its parameters, and the folder where it was saved."""
+    return write_original(tmp_path_factory.mktemp("ours") / "model")
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of the saved folder, to be damaged."""
+    return shutil.copytree(original[2], tmp_path / "model")

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from texts import NO_STOPS, sharp, teach
 from jspec import (
     Generation,
     ModelConfig,
+    Rule,
     SmallModelDrafter,
     Tree,
     autoregress,
@@ -22,12 +23,14 @@ from jspec import (
     transformer,
 )
 from jspec.models.protocol import Params
+from jspec.verify import coupled
 
 DRAWS = 20_000
 # A batch; all draws at once would take gigabytes.
 ROWS = 5_000
 PROMPT = [3]
 SMALLEST_P = 1e-3
+PAIRS = Tree.branching((2, 2))
 
 enumerable = transformer(
     ModelConfig(
@@ -61,8 +64,7 @@ def plain_draws(seed: int, decode: Callable = autoregress, **how: float) -> Gene
             enumerable_params(),
             prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
             keys,
-            sampling(ROWS, **how),
-            NO_STOPS,
+            sampling(ROWS, stops=NO_STOPS, **how),
             target=enumerable,
             tokens=3,
         )
@@ -70,19 +72,27 @@ def plain_draws(seed: int, decode: Callable = autoregress, **how: float) -> Gene
     return _in_pieces(piece, seed)
 
 
-def speculative_draws(seed: int, decode: Callable = generate, **how: float) -> Generation:
-    """The same by a tree of guesses of an unrelated draft."""
+def speculative_draws(
+    seed: int,
+    decode: Callable = generate,
+    *,
+    rule: Rule = coupled,
+    tree: Tree = PAIRS,
+    draft: Callable[[], Params] | None = None,
+    **how: float,
+) -> Generation:
+    """The same by a tree of guesses, of an unrelated draft if none is given."""
 
     def piece(keys: Array) -> Generation:
         return decode(
             enumerable_params(),
-            unrelated_params(),
+            (draft or unrelated_params)(),
             prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
             keys,
-            sampling(ROWS, **how),
-            NO_STOPS,
+            sampling(ROWS, stops=NO_STOPS, **how),
             target=enumerable,
-            drafter=SmallModelDrafter(enumerable, Tree.branching((2, 2))),
+            drafter=SmallModelDrafter(enumerable, tree),
+            rule=rule,
             tokens=3,
         )
 
@@ -111,10 +121,22 @@ def pair_law(**how: float) -> np.ndarray:
 
 
 def next_token_law(
-    logits: np.ndarray, temperature: float, top_k: int = 0, top_p: float = 1.0
+    logits: np.ndarray,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    written: Sequence[int] = (),
 ) -> np.ndarray:
-    """`[V]` probabilities, by sorting, in float64: temperature, then top-k, then top-p."""
-    logits = np.asarray(logits, np.float64)
+    """`[V]` probabilities, by sorting, in float64: penalties, temperature, top-k, top-p, min-p."""
+    logits = np.array(logits, np.float64)
+    said = sorted({*PROMPT, *written})
+    logits[said] = np.where(logits[said] > 0, logits[said] / repetition, logits[said] * repetition)
+    for token in set(written):
+        logits[token] -= presence + frequency * list(written).count(token)
     if temperature == 0:
         return np.eye(len(logits))[logits.argmax()]
     logits = logits / temperature
@@ -126,6 +148,7 @@ def next_token_law(
         best = np.sort(law)[::-1]
         last = best[np.searchsorted(np.cumsum(best), top_p)]
         law = np.where(law >= last, law, 0.0)
+    law = np.where(law >= min_p * law.max(), law, 0.0)
     return law / law.sum()
 
 
@@ -138,9 +161,10 @@ def joint_law(**how: float) -> np.ndarray:
     law = np.zeros((vocabulary,) * 3)
     first = next_token_law(logits[0, 0, -3], **how)
     for a in range(vocabulary):
-        second = next_token_law(logits[a, 0, -2], **how)
+        second = next_token_law(logits[a, 0, -2], written=[a], **how)
         for b in range(vocabulary):
-            law[a, b] = first[a] * second[b] * next_token_law(logits[a, b, -1], **how)
+            third = next_token_law(logits[a, b, -1], written=[a, b], **how)
+            law[a, b] = first[a] * second[b] * third
     return law
 
 
@@ -153,6 +177,8 @@ def p_value(counts: np.ndarray, law: np.ndarray) -> float:
     rare = expected < 5
     expected = np.append(expected[~rare], expected[rare].sum())
     counts = np.append(counts[~rare], counts[rare].sum())
+    if len(expected) == 2 and expected[-1] == 0:
+        return 1.0  # one outcome alone is possible, and it came
     if expected[-1] == 0:
         expected, counts = expected[:-1], counts[:-1]
     return float(stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue)

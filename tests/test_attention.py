@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jspec import Tree
-from jspec.attention import attend
+from jspec.attention import attend, within
 
 B, K, C, S = 3, 2, 4, 7
 LENGTH = np.array([0, 3, 7])
@@ -16,16 +16,20 @@ def rows(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
-def plain(query, key, value, mask, past_key=None, past_value=None, length=None) -> np.ndarray:
+def plain(
+    query, key, value, mask, past_key=None, past_value=None, length=None, first=None, bend=None
+) -> np.ndarray:
     """One query at a time, in float64, over what it sees and nothing else."""
     mixed = np.zeros(query.shape)
     for b, h, t in np.ndindex(query.shape[:3]):
         k = h // (query.shape[1] // key.shape[1])
         keys, values = key[b, k][mask[b, t]], value[b, k][mask[b, t]]
         if past_key is not None:
-            keys = np.concatenate([past_key[b, k, : length[b]], keys])
-            values = np.concatenate([past_value[b, k, : length[b]], values])
-        scores = keys.astype(np.float64) @ query[b, h, t] / np.sqrt(query.shape[-1])
+            seen = slice(0 if first is None else max(first[b, t], 0), length[b])
+            keys = np.concatenate([past_key[b, k, seen], keys])
+            values = np.concatenate([past_value[b, k, seen], values])
+        scores = keys.astype(np.float64) @ query[b, h, t]
+        scores = scores / np.sqrt(query.shape[-1]) if bend is None else bend(scores)
         weights = np.exp(scores - scores.max())
         mixed[b, h, t] = weights / weights.sum() @ values
     return mixed
@@ -91,3 +95,57 @@ def test_bfloat16_rows_are_mixed_in_float32():
     np.testing.assert_allclose(
         np.asarray(mixed, np.float32), plain(*wide[:3], mask, *wide[3:], LENGTH), atol=0.03
     )
+
+
+@pytest.mark.parametrize("heads", [2, 6], ids=["a head each", "grouped"])
+def test_each_query_may_have_a_first_committed_row(heads):
+    rng = np.random.default_rng(56)
+    query, key, value = rows(rng, B, heads, 3, C), rows(rng, B, K, 3, C), rows(rng, B, K, 3, C)
+    past = rows(rng, B, K, S, C), rows(rng, B, K, S, C), LENGTH
+    mask = np.broadcast_to(np.tri(3, dtype=bool), (B, 3, 3))
+    # Before the cache, inside it, at its end and behind it.
+    first = np.array([[-2, 0, 1], [-1, 2, 3], [1, 5, 9]])
+    np.testing.assert_allclose(
+        attend(query, key, value, mask, *past, first=first),
+        plain(query, key, value, mask, *past, first=first),
+        atol=1e-5,
+    )
+
+
+def test_scores_have_the_scale_and_the_cap_that_are_asked_for():
+    rng = np.random.default_rng(57)
+    query, key, value = rows(rng, B, 4, 2, C), rows(rng, B, K, 2, C), rows(rng, B, K, 2, C)
+    past = rows(rng, B, K, S, C), rows(rng, B, K, S, C), LENGTH
+    mask = np.broadcast_to(np.tri(2, dtype=bool), (B, 2, 2))
+
+    def bend(products):
+        return 1.5 * np.tanh(0.7 * products / 1.5)
+
+    np.testing.assert_allclose(
+        attend(query, key, value, mask, *past, scale=0.7, cap=1.5),
+        plain(query, key, value, mask, *past, bend=bend),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 50])
+@pytest.mark.parametrize(
+    "tree", [Tree.chain(6), Tree.branching((2, 2, 1, 2)), Tree.comb(3, 4), Tree.fork(3, 3)]
+)
+def test_a_window_is_one_of_positions_whatever_the_order_of_the_rows(tree, window):
+    starts = np.array([[0], [4], [9]])
+    positions = starts + tree.depths
+    near, first = within(window, tree.mask, positions)
+    distance = tree.depths[:, None] - tree.depths[None]
+    np.testing.assert_array_equal(near, tree.mask & (distance < window))
+    for b, q in np.ndindex(positions.shape):
+        cached = np.arange(starts[b, 0])
+        visible = cached > positions[b, q] - window
+        np.testing.assert_array_equal(cached >= first[b, q], visible)
+
+
+def test_a_row_that_is_hidden_does_not_count_in_a_window():
+    mask = np.array([[[True, True, False], [True, True, True]], [[False, True, False]] * 2])
+    near, _ = within(2, mask, np.zeros((2, 2), int))
+    np.testing.assert_array_equal(near[0], [[True, True, False], [False, True, True]])
+    np.testing.assert_array_equal(near[1], mask[1])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from texts import NO_STOPS, candidates, rows_of
+from texts import candidates, rows_of
 
 from jspec import LookupDrafter, SmallModelDrafter, Tree
 from jspec.cache import Block, Cache, commit, empty_block, empty_cache
@@ -65,7 +65,6 @@ def rounds(target, params, draft, batch, disturb=lambda state: state):
             disturb(state),
             keys,
             how,
-            NO_STOPS,
             target=target,
             drafter=draft[0],
         )

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_zoo
@@ -65,7 +64,6 @@ def plain(folder: Path, **law: float) -> list[int]:
         prompts([ids], context=tiny_zoo.CONTEXT, tokens=TOKENS),
         jax.random.key(7)[None],
         sampling(1, **law),
-        jnp.zeros((0,), jnp.int32),
         target=target.model,
         tokens=TOKENS,
     )

@@ -1,7 +1,6 @@
 """One compiled program serves everything that is not a shape."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from texts import (
     CONTEXT,
@@ -12,10 +11,12 @@ from texts import (
     near,
     plain_text,
     rows_of,
+    settings,
     speculative_text,
+    stopping,
 )
 
-from jspec import autoregress, generate, prompts, sampling
+from jspec import autoregress, generate, prompts
 
 
 def others(batch: Batch) -> list[Batch]:
@@ -25,8 +26,13 @@ def others(batch: Batch) -> list[Batch]:
     return [
         mixed_batch(seed=22),
         batch._replace(prompts=short, keys=jax.random.split(jax.random.key(23), count)),
-        batch._replace(sampling=sampling(count)),
-        batch._replace(sampling=sampling(count, temperature=[1.5] * count, top_k=3, top_p=0.5)),
+        batch._replace(sampling=settings([{"bias": {1: 0.5, 3: 1.0}}] * count, stops=NO_STOPS)),
+        batch._replace(
+            sampling=settings(
+                [{"temperature": 1.5, "top_k": 3, "bias": {2: 1.0, 5: -1.0}}] * count,
+                stops=NO_STOPS,
+            )
+        ),
         rows_of(batch, np.arange(count)[::-1]),
     ]
 
@@ -34,16 +40,16 @@ def others(batch: Batch) -> list[Batch]:
 def test_one_compilation_serves_prompts_temperatures_seeds_and_acceptances(
     target, params, drafts, batch
 ):
-    def rounds(batch, draft_params, stops=NO_STOPS) -> int:
+    def rounds(batch, draft_params) -> int:
         draft = drafts["chain"]._replace(params=draft_params)
-        written = speculative_text(target, params, batch, draft, stops)
+        written = speculative_text(target, params, batch, draft)
         return int(written.rounds.sum())
 
     cousin = drafts["k-ary"].params
     needed = {rounds(batch, params)}
     compiled = generate._cache_size()
     needed |= {rounds(other, cousin) for other in others(batch)}
-    needed |= {rounds(batch, params, jnp.array([7, 33], jnp.int32))}
+    needed |= {rounds(stopping(batch, [7, 33]), params)}
     # They were not the same thing seven times over.
     assert len(needed) > 4
     assert generate._cache_size() == compiled
@@ -54,7 +60,7 @@ def test_one_compilation_serves_plain_decoding_too(target, params, batch):
     compiled = autoregress._cache_size()
     for other in others(batch):
         plain_text(target, params, other)
-    plain_text(target, params, batch, jnp.array([7, 33], jnp.int32))
+    plain_text(target, params, stopping(batch, [7, 33]))
     plain_text(target, near(params, jax.random.key(24), 0.5), batch)
     assert autoregress._cache_size() == compiled
 

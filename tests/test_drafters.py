@@ -8,7 +8,10 @@ from laws import next_token_law
 from texts import TOKENS, rows_of, speculative_text, teach
 
 from jspec import LookupDrafter, SmallModelDrafter, Tree, sampling
+from jspec.draft.protocol import Text
+from jspec.penalties import recall
 from jspec.sampling import noise
+from jspec.verify import coupled
 
 
 def looked_up(text: list[int], *, width: int, depth: int, longest: int, shortest: int):
@@ -39,7 +42,10 @@ def propose(drafter: LookupDrafter, texts: list[list[int]], garbage: int = 0):
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
     length = np.array([len(text) for text in texts], np.int32)
-    return jax.jit(drafter.propose)((), (), tokens, length, None, None)[0]
+    text = Text(tokens, length, recall(tokens, length, length, vocabulary=16))
+    return jax.jit(drafter.propose, static_argnames="rule")((), (), text, None, None, rule=coupled)[
+        0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,8 @@ def test_children_are_the_drafts_best_tokens_under_the_noise_of_their_position(
     def first_round(params, tokens, length, dice, how):
         memory = drafter.start(params, tokens, length, capacity=72, chunk=64)
         padded = jnp.pad(tokens, ((0, 0), (0, 8)))
-        return drafter.propose(params, memory, padded, length, dice, how)[0]
+        text = Text(padded, length, recall(padded, length, length, vocabulary=61))
+        return drafter.propose(params, memory, text, dice, how, rule=coupled)[0]
 
     guesses = first_round(params, few.prompts.tokens, length, dice, how)
     assert np.all(guesses.valid)

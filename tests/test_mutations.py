@@ -24,7 +24,7 @@ TOKENS = 32
 
 def speculate_afresh(target, params, batch, draft):
     """Speculation as it is now, not as it was when it was compiled for another test."""
-    generate = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "tokens")
+    generate = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "rule", "tokens")
     return speculative_text(target, params, batch, draft, tokens=TOKENS, decode=generate)
 
 
@@ -65,9 +65,9 @@ def test_a_root_taken_from_the_draft_breaks_equality(
 ):
     verify = coupled.verify
 
-    def trusting(candidates: Candidates, *target_side, path_length) -> Verdict:
+    def trusting(dice, candidates: Candidates, *target_side, tree) -> Verdict:
         """Where the target picks none of the last kept node's children, takes the first."""
-        verdict = verify(candidates, *target_side, path_length=path_length)
+        verdict = verify(dice, candidates, *target_side, tree=tree)
         last = verdict.path[:, -1]
         children = candidates.parent == last[:, None]
         first = jnp.take_along_axis(
@@ -83,19 +83,17 @@ def test_a_root_taken_from_the_draft_breaks_equality(
 def test_the_longest_path_in_place_of_the_picked_one_breaks_equality(
     monkeypatch, target, params, drafts, batch, plain
 ):
-    tree = small_tree(target, drafts).drafter.tree
-
-    def longest(candidates: Candidates, logits, noise, sampling, *, path_length) -> Verdict:
+    def longest(dice, candidates: Candidates, logits, sampling, *, tree) -> Verdict:
         """Keeps the path with the most nodes that the target picks, wherever on it they lie."""
-        picked = pick(logits, noise, sampling)
+        picked = pick(logits, dice[:, tree.depths])
         parents = np.maximum(tree.parents, 0)
         agreed = (candidates.tokens == picked[:, parents]).at[:, 0].set(False)
         score = jnp.where(agreed, agreed.astype(jnp.int32) @ tree.mask.T.astype(np.int32), 0)
         node = jnp.argmax(score, axis=-1)
-        ancestors = np.zeros((tree.size, path_length), int)
+        ancestors = np.zeros((tree.size, tree.path_length), int)
         for index in range(tree.size):
             path = np.flatnonzero(tree.mask[index])
-            ancestors[index] = np.pad(path, (0, path_length - len(path)), mode="edge")
+            ancestors[index] = np.pad(path, (0, tree.path_length - len(path)), mode="edge")
         following = jnp.take_along_axis(picked, node[:, None], axis=1)[:, 0]
         return Verdict(jnp.asarray(ancestors)[node], jnp.asarray(tree.depths)[node] + 1, following)
 

@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 from laws import next_token_law
 
-from jspec import sampling
+from jspec import Sampling, sampling
+from jspec.penalties import recall
 from jspec.sampling import noise, pick, warp
+
+
+def bare(logits: jax.Array, how: Sampling) -> jax.Array:
+    """Warped logits of sequences that have said nothing yet."""
+    batch, _, vocabulary = logits.shape
+    none = jnp.zeros(batch, jnp.int32)
+    history = recall(jnp.zeros((batch, 1), jnp.int32), none, none, vocabulary=vocabulary)
+    return warp(logits, how, history)
 
 
 def law_of(logits: np.ndarray, **how: float) -> np.ndarray:
     """`[V]` what the warp makes of one row's logits."""
-    warped = warp(jnp.asarray(logits, jnp.float32)[None, None], sampling(1, **how))
+    warped = bare(jnp.asarray(logits, jnp.float32)[None, None], sampling(1, **how))
     return np.asarray(jax.nn.softmax(warped)[0, 0])
 
 
@@ -25,7 +34,7 @@ def law_of(logits: np.ndarray, **how: float) -> np.ndarray:
 def test_the_warp_equals_sorting(temperature, cut):
     rng = np.random.default_rng(61)
     logits = rng.normal(size=(5, 3, 40)).astype(np.float32) * 3
-    warped = warp(jnp.asarray(logits), sampling(5, temperature=temperature, **cut))
+    warped = bare(jnp.asarray(logits), sampling(5, temperature=temperature, **cut))
     for index in np.ndindex(5, 3):
         expected = next_token_law(logits[index], temperature, **cut)
         np.testing.assert_array_equal(np.isfinite(warped[index]), expected > 0)
@@ -82,7 +91,8 @@ def test_rows_do_not_influence_each_other():
     def chosen(rows):
         one = sampling(len(rows), **{name: [v[r] for r in rows] for name, v in how.items()})
         dice = noise(keys[rows], positions[rows], 30, one)
-        return warp(logits[rows], one), dice, pick(logits[rows], dice, one)
+        warped = bare(logits[rows], one)
+        return warped, dice, pick(warped, dice)
 
     together = chosen(np.arange(6))
     for row in range(6):
@@ -94,7 +104,7 @@ def test_greedy_rows_ignore_the_noise_and_every_cut():
     logits = jnp.asarray(np.random.default_rng(64).normal(size=(2, 3, 20)), jnp.float32)
     how = sampling(2, temperature=[0.0, 5.0], top_k=[3, 0], top_p=[0.4, 1.0])
     dice = noise(jax.random.split(jax.random.key(64), 2), jnp.arange(6).reshape(2, 3), 20, how)
-    picked = pick(logits, dice, how)
+    picked = pick(bare(logits, how), dice)
     np.testing.assert_array_equal(dice[0], 0)
     np.testing.assert_array_equal(picked[0], jnp.argmax(logits[0], axis=-1))
     assert np.any(picked[1] != jnp.argmax(logits[1], axis=-1))

@@ -1,15 +1,14 @@
 """A stream, in whatever pieces, is what comes out whole."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from texts import TOKENS, plain_text, speculative_text
+from texts import TOKENS, plain_text, speculative_text, stopping
 
 from jspec import stream, stream_plain
 
 # So that rows end at different times: a piece passes those that are done.
-STOPS = jnp.array([7, 33], jnp.int32)
+STOPS = (7, 33)
 
 
 def assert_grows_to(pieces, whole) -> None:
@@ -23,14 +22,13 @@ def assert_grows_to(pieces, whole) -> None:
 
 @pytest.mark.parametrize("rounds", [7, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_stream_writes_what_generate_writes(rounds, target, params, drafts, batch):
-    draft = drafts["chain"]
-    whole = speculative_text(target, params, batch, draft, STOPS)
+    draft, batch = drafts["chain"], stopping(batch, STOPS)
+    whole = speculative_text(target, params, batch, draft)
     pieces = list(
         stream(
             params,
             draft.params,
             *batch,
-            STOPS,
             target=target,
             drafter=draft.drafter,
             tokens=TOKENS,
@@ -42,12 +40,13 @@ def test_a_stream_writes_what_generate_writes(rounds, target, params, drafts, ba
 
 
 def test_a_plain_stream_writes_what_plain_decoding_writes(target, params, batch):
-    whole = plain_text(target, params, batch, STOPS)
-    pieces = list(stream_plain(params, *batch, STOPS, target=target, tokens=TOKENS, rounds=50))
+    batch = stopping(batch, STOPS)
+    whole = plain_text(target, params, batch)
+    pieces = list(stream_plain(params, *batch, target=target, tokens=TOKENS, rounds=50))
     assert len(pieces) == -(-int(whole.rounds.max()) // 50)
     assert_grows_to(pieces, whole)
 
 
 def test_a_stream_of_no_rounds_is_refused(target, params, batch):
     with pytest.raises(ValueError, match="rounds=0"):
-        next(stream_plain(params, *batch, STOPS, target=target, tokens=TOKENS, rounds=0))
+        next(stream_plain(params, *batch, target=target, tokens=TOKENS, rounds=0))

@@ -1,8 +1,9 @@
 """What texts are compared with: a mixed batch, drafters of every kind, and where two texts part."""
 
 import functools
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,15 +28,23 @@ from jspec import (
     transformer,
 )
 from jspec.models.protocol import Params
+from jspec.penalties import recall
 from jspec.sampling import noise, warp
 
 TOKENS = 256
 CONTEXT = 512
+VOCABULARY = 61
 NEAR_TIE = 1e-3
 TEMPERATURES = (0.0, 0.3, 0.7, 1.0, 1.5, 2.0)
-CUTS = ({}, {"top_k": 5}, {"top_p": 0.8})
+CUTS = (
+    {},
+    {"top_k": 5},
+    {"top_p": 0.8},
+    {"min_p": 0.1, "bias": {7: 1.5, 11: -np.inf}},
+    {"repetition": 1.2, "presence": 0.5, "frequency": 0.2, "minimum": 40},
+)
 # As many as there are in a real list of stops, so that one compiled program serves both.
-NO_STOPS = jnp.array([-1, -1], jnp.int32)
+NO_STOPS = (-1, -1)
 
 
 class Batch(NamedTuple):
@@ -93,22 +102,32 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
 
 
 def mixed_batch(seed: int = 21) -> Batch:
-    """All temperatures with all cuts; prompts of 1 to 60 tokens."""
+    """All temperatures with all cuts and penalties; prompts of 1 to 60 tokens."""
     rng = np.random.default_rng(seed)
     combinations = list(itertools.product(TEMPERATURES, CUTS))
     lengths = rng.integers(2, 60, len(combinations))
     lengths[0] = 1  # nothing to commit before the first round
-    rows = [rng.integers(0, 61, length).tolist() for length in lengths]
+    rows = [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
     return Batch(
         prompts(rows, context=CONTEXT, tokens=TOKENS),
         jax.random.split(jax.random.key(seed), len(rows)),
-        sampling(
-            len(rows),
-            temperature=[temperature for temperature, _ in combinations],
-            top_k=[cut.get("top_k", 0) for _, cut in combinations],
-            top_p=[cut.get("top_p", 1.0) for _, cut in combinations],
+        settings(
+            [{"temperature": temperature, **cut} for temperature, cut in combinations],
+            stops=NO_STOPS,
         ),
     )
+
+
+def settings(rows: Sequence[dict[str, Any]], **shared: Any) -> Sampling:
+    """One `Sampling` of rows that each say what they want, and have the default for the rest."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(sampling).parameters.items()
+        if name not in ("batch", "vocabulary", *shared)
+    }
+    asked = {name: [row.get(name, rest) for row in rows] for name, rest in defaults.items()}
+    asked["bias"] = [row or {} for row in asked["bias"]]
+    return sampling(len(rows), **asked, **shared, vocabulary=VOCABULARY)
 
 
 def rows_of(tree: Any, index: Any) -> Any:
@@ -116,10 +135,14 @@ def rows_of(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def plain_text(
-    target: Model, params: Params, batch: Batch, stops: Array = NO_STOPS, tokens: int = TOKENS
-) -> Generation:
-    return autoregress(params, *batch, stops, target=target, tokens=tokens)
+def plain_text(target: Model, params: Params, batch: Batch, tokens: int = TOKENS) -> Generation:
+    return autoregress(params, *batch, target=target, tokens=tokens)
+
+
+def stopping(batch: Batch, stops: Any) -> Batch:
+    """The same with the same stops for every row."""
+    stops = jnp.broadcast_to(jnp.asarray(stops, jnp.int32), (len(batch.keys), len(stops)))
+    return batch._replace(sampling=batch.sampling.replace(stops=stops))
 
 
 def speculative_text(
@@ -127,7 +150,6 @@ def speculative_text(
     params: Params,
     batch: Batch,
     draft: Candidate,
-    stops: Array = NO_STOPS,
     tokens: int = TOKENS,
     decode: Callable = generate,
 ) -> Generation:
@@ -135,7 +157,6 @@ def speculative_text(
         params,
         draft.params,
         *batch,
-        stops,
         target=target,
         drafter=draft.drafter,
         tokens=tokens,
@@ -161,14 +182,23 @@ def teach(params: Params, tokens: Array, *, model: Model) -> Array:
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def scores(
-    params: Params, tokens: Array, length: Array, keys: Array, sampling: Sampling, *, model: Model
+    params: Params,
+    tokens: Array,
+    prompt: Array,
+    length: Array,
+    keys: Array,
+    sampling: Sampling,
+    *,
+    model: Model,
 ) -> Array:
-    """What plain decoding takes the argmax of, `[B, V]`, after `length` `[B]` of `tokens`."""
+    """What plain decoding takes the argmax of, `[B, V]`, after `length` `[B]` of `tokens`, of which
+    the first `prompt` `[B]` were given."""
     last = jnp.take_along_axis(
         teach(params, tokens, model=model), length[:, None, None] - 1, axis=1
     )
     dice = noise(keys, length[:, None], last.shape[-1], sampling)
-    return (warp(last, sampling) + dice)[:, 0]
+    history = recall(tokens, prompt, length, vocabulary=last.shape[-1])
+    return (warp(last, sampling, history) + dice)[:, 0]
 
 
 def disagreements(
@@ -193,8 +223,8 @@ def disagreements(
         prompt = np.asarray(alone.prompts.tokens[0, : alone.prompts.length[0]])
         context = np.concatenate([prompt, texts[0][:at]])
         padded = np.pad(context, (0, CONTEXT - len(context)))[None]
-        length = np.array([len(context)])
-        score = scores(params, padded, length, alone.keys, alone.sampling, model=target)[0]
+        length = np.array([len(prompt)]), np.array([len(context)])
+        score = scores(params, padded, *length, alone.keys, alone.sampling, model=target)[0]
         apart = abs(float(score[texts[0][at]]) - float(score[texts[1][at]]))
         if apart < NEAR_TIE:
             ties += 1

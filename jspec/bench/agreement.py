@@ -12,6 +12,7 @@ import numpy as np
 from jspec.bench.suite import PLAIN, Workload
 from jspec.bench.timing import Sample
 from jspec.models.protocol import Model, Params
+from jspec.penalties import recall
 from jspec.sampling import noise, warp
 
 NEAR_TIE = 1e-3
@@ -90,7 +91,10 @@ def _gap(
     law = jax.tree.map(lambda x: x[:1], work.sampling(temperature))
     key = work.keys[batch][row][None]
     dice = noise(key, jnp.full((1, 1), len(text)), logits.shape[-1], law)
-    scores = (warp(logits, law) + dice)[0, 0, pair]
+    history = recall(
+        padded, prompts.length[row][None], np.array([len(text)]), vocabulary=logits.shape[-1]
+    )
+    scores = (warp(logits, law, history) + dice)[0, 0, pair]
     return float(jnp.abs(scores[0] - scores[1]))
 
 

@@ -26,6 +26,7 @@ from jspec.decode import State, begin, speculate
 from jspec.draft.small_model import SmallModelDrafter, passes
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
+from jspec.verify import coupled
 
 ROUNDS = 32
 
@@ -56,7 +57,7 @@ def breakdown(
 ) -> Breakdown:
     """Times the two loops on the first batch of a workload, `repetitions` times each, in turns."""
     names = {"target": target, "drafter": method.drafter}
-    start = jax.jit(functools.partial(begin, **names, tokens=work.tokens))
+    start = jax.jit(functools.partial(begin, **names, rule=coupled, tokens=work.tokens))
     state = start(params, method.draft, work.batches[0])
     law = work.sampling(temperature)
     rounds = functools.partial(_rounds, params, method.draft, state, work.keys[0], law, **names)
@@ -97,12 +98,11 @@ def _rounds(
 
     A row that ends on the way takes part in the rest: a round's work does not hang on it.
     """
-    none = jnp.zeros((0,), jnp.int32)
 
     def advance(_: int, carry: tuple[State, Array]) -> tuple[State, Array]:
         state, late = carry
         begins_late = jnp.any(getattr(state.drafter, "late", jnp.array(False)))
-        state = speculate(params, draft, state, keys, law, none, target=target, drafter=drafter)
+        state = speculate(params, draft, state, keys, law, target=target, drafter=drafter)
         return state, late + begins_late
 
     return jax.lax.fori_loop(0, ROUNDS, advance, (state, jnp.int32(0)))

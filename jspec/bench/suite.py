@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jspec.bench.shapes import read_tree
 from jspec.bench.timing import Run
+from jspec.candidates import Rule
 from jspec.decode import Generation, Prompts, autoregress, generate, prompts
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
@@ -17,6 +17,7 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
 from jspec.sampling import Sampling, sampling
+from jspec.verify import coupled
 
 PLAIN = "plain"
 
@@ -28,6 +29,7 @@ class Method:
     name: str
     drafter: Drafter | None = None
     draft: Params = ()
+    rule: Rule = coupled
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +67,17 @@ def workload(
     )
 
 
-def small_model(name: str, draft: Checkpoint, tree: str, context: int) -> Method:
+def small_model(
+    name: str, draft: Checkpoint, tree: str, context: int, rule: Rule = coupled
+) -> Method:
     """Speculation by a draft over a tree, which is given as text."""
-    return Method(name, SmallModelDrafter(draft.model, read_tree(tree, context)), draft.params)
+    drafter = SmallModelDrafter(draft.model, read_tree(tree, context))
+    return Method(name, drafter, draft.params, rule)
 
 
-def lookup(name: str, tree: str, context: int) -> Method:
+def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:
     """Speculation by prompt look-up."""
-    return Method(name, LookupDrafter(read_tree(tree, context)))
+    return Method(name, LookupDrafter(read_tree(tree, context)), rule=rule)
 
 
 class Program:
@@ -80,7 +85,6 @@ class Program:
 
     def __init__(self, method: Method, target: Model, params: Params, work: Workload) -> None:
         self.name, self.method, self.params, self.work = method.name, method, params, work
-        self._stops = jnp.zeros((0,), jnp.int32)
         started = time.perf_counter()
         if method.drafter is None:
             lowered = autoregress.lower(*self._arguments(0, 0.0), target=target, tokens=work.tokens)
@@ -89,6 +93,7 @@ class Program:
                 *self._arguments(0, 0.0),
                 target=target,
                 drafter=method.drafter,
+                rule=method.rule,
                 tokens=work.tokens,
             )
         self._compiled = lowered.compile()
@@ -113,5 +118,4 @@ class Program:
             self.work.batches[batch],
             self.work.keys[batch],
             self.work.sampling(temperature),
-            self._stops,
         )

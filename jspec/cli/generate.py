@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
-from jspec.cli.pair import Dtype, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, read_draft, read_target
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
 from jspec.cli.writing import Writing, read_prompt
@@ -15,6 +15,7 @@ from jspec.cli.writing import Writing, read_prompt
 if TYPE_CHECKING:
     from jspec.decode import Generation
     from jspec.formats.huggingface import Checkpoint
+    from jspec.sampling import Sampling
 
 
 @dataclass(kw_only=True)
@@ -41,38 +42,59 @@ class Generate(Verb):
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the likeliest tokens that hold this much probability."""
+    min_p: float = 0.0
+    """Keep tokens at least this many times as likely as the likeliest."""
+    repetition: float = 1.0
+    """Divide the logits of what was said by this; 1 changes nothing."""
+    presence: float = 0.0
+    """Take this off the logits of what was written."""
+    frequency: float = 0.0
+    """Take this off for each time that it was written."""
+    bias: tuple[str, ...] = ()
+    """Add to the logits of tokens: 42=-1.5 7=-inf."""
+    minimum: int = 0
+    """Tokens to write before an end of text may come."""
+    until: tuple[str, ...] = ()
+    """Strings before which the text ends."""
+    chat: bool = False
+    """Take the prompt as a user's turn, by the tokenizer's chat template."""
     seed: int = 0
     """Of the noise that decides among tokens."""
     tree: str | None = None
     """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
+    rule: Rule = "coupled"
+    """Which guesses are kept. All but coupled write another text of the same law."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False
     """Write on past an end of text."""
 
     def run(self) -> int:
-        from jspec.sampling import sampling
-
         self._check()
         text = read_prompt(self.prompt, self.file)
-        law = sampling(1, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         target = read_target(self.target, self.dtype)
-        ids = target.tokenizer(text, verbose=False)["input_ids"]
-        pieces = self._write(target, ids, law)
-        writing = Writing(target, quiet=self.json)
+        ids = self._encode(target, text)
+        pieces = self._write(target, ids)
+        writing = Writing(target, until=self.until, quiet=self.json)
         interrupted = False
         with waiting("compiling, and reading the prompt") as arrived:
             try:
                 for piece in pieces:
                     arrived()
                     writing.show(piece)
+                    if writing.cut:
+                        break
             except KeyboardInterrupt:
                 interrupted = True
         writing.finish()
-        self._report(writing, len(ids), interrupted)
+        self._report(writing, len(ids))
         return INTERRUPTED if interrupted else DONE
 
     def _check(self) -> None:
+        from jspec.text import check_stop_strings
+
+        check_stop_strings(self.until)
+        self._law(vocabulary=None)
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
         if self.lookup + self.plain + (self.draft is not None) > 1:
@@ -82,23 +104,62 @@ class Generate(Verb):
         if self.prompt is not None and self.file is not None:
             raise ValueError(f"file={str(self.file)!r}: there is a prompt too, so leave one out")
 
-    def _write(self, target: "Checkpoint", ids: list[int], law: Any) -> "Iterator[Generation]":
+    def _law(self, vocabulary: int | None, stops: tuple[int, ...] = ()) -> "Sampling":
+        """How to sample; tokens can be biased once the vocabulary is known."""
+        from jspec.sampling import sampling
+
+        bias = dict(map(_read_bias, self.bias))
+        return sampling(
+            1,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition=self.repetition,
+            presence=self.presence,
+            frequency=self.frequency,
+            minimum=self.minimum,
+            bias=bias if vocabulary else None,
+            stops=stops,
+            vocabulary=vocabulary,
+        )
+
+    def _encode(self, target: "Checkpoint", text: str) -> list[int]:
+        if not self.chat:
+            return target.tokenizer(text, verbose=False)["input_ids"]
+        if not target.tokenizer.chat_template:
+            raise ValueError(f"chat: the tokenizer of target={self.target!r} has no chat template")
+        return target.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+
+    def _write(self, target: "Checkpoint", ids: list[int]) -> "Iterator[Generation]":
         """Checks what is left to check, and starts the generation."""
         import jax
-        import jax.numpy as jnp
 
+        from jspec import verify
         from jspec.decode import prompts
         from jspec.stream import stream, stream_plain
 
+        stops = () if self.no_stop else target.end_of_text
+        law = self._law(target.model.config.vocabulary, stops)
         context = target.model.config.context
         batch = prompts([ids], context=context, tokens=self.tokens)
         keys = jax.random.key(self.seed)[None]
-        stops = jnp.array(() if self.no_stop else target.end_of_text, jnp.int32)
         options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
-            return stream_plain(target.params, batch, keys, law, stops, **options)
+            return stream_plain(target.params, batch, keys, law, **options)
         drafter, draft = self._drafter(target, context)
-        return stream(target.params, draft, batch, keys, law, stops, drafter=drafter, **options)
+        return stream(
+            target.params,
+            draft,
+            batch,
+            keys,
+            law,
+            drafter=drafter,
+            rule=getattr(verify, self.rule),
+            **options,
+        )
 
     def _drafter(self, target: "Checkpoint", context: int) -> tuple[Any, Any]:
         """The drafter and its parameters."""
@@ -116,13 +177,12 @@ class Generate(Verb):
         draft = read_draft(self.draft or settings.DRAFT, target, self.dtype)
         return SmallModelDrafter(draft.model, tree), draft.params
 
-    def _report(self, writing: Writing, prompt: int, interrupted: bool) -> None:
+    def _report(self, writing: Writing, prompt: int) -> None:
         """Statistics on stderr, or everything as one object on stdout."""
         from jspec.bench.acceptance import acceptance
         from jspec.bench.machine import machine
 
-        ended = "end of text" if writing.stopped else "number of tokens"
-        ended = "interruption" if interrupted else ended
+        ended = writing.ended_by
         found = {} if writing.last is None else acceptance(writing.last)
         if self.json:
             text = {"text": writing.text, "ids": writing.ids, "guessed": writing.guessed}
@@ -139,6 +199,15 @@ class Generate(Verb):
             )
         else:
             console().print("\n".join(describe(found, prompt, ended)), soft_wrap=True)
+
+
+def _read_bias(text: str) -> tuple[int, float]:
+    """`42=-1.5` as a token and what is added to its logit."""
+    token, _, value = text.partition("=")
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise ValueError(f"bias={text!r}: write token=number, such as 42=-1.5") from None
 
 
 def describe(found: dict[str, Any], prompt: int, ended: str) -> list[str]:

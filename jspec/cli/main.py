@@ -17,11 +17,13 @@ from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.train import Train
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
+from jspec.cli.verify import Verify
 
 VERBS = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Bench, subcommand("bench")]
+    | Annotated[Verify, subcommand("verify")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Export, subcommand("export")]
 )

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jspec.formats.huggingface import Checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Rule = Literal["coupled", "one_sample", "token_level", "with_replacement", "without_replacement"]
 
 
 def read_model(argument: str, source: str, dtype: str) -> "Checkpoint":
@@ -84,4 +85,5 @@ def write_model(folder: Path, model: "Checkpoint", dtype: Any) -> None:
         tokenizer=model.folder if has_text else None,
         end_of_text=model.end_of_text,
         dtype=dtype,
+        family=model.family,
     )

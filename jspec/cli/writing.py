@@ -1,6 +1,7 @@
 """Text on its way to stdout, and the prompt on its way in."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,16 +9,14 @@ if TYPE_CHECKING:
     from jspec.decode import Generation
     from jspec.formats.huggingface import Checkpoint
 
-PARTIAL = "\ufffd"  # what decoding puts where only some bytes of a character are there
-
 
 class Writing:
-    """The text so far, printed as it comes unless `quiet`."""
+    """The text so far, printed as it comes unless `quiet`; it ends before a string of `until`."""
 
-    def __init__(self, target: "Checkpoint", *, quiet: bool) -> None:
-        self.target, self.quiet = target, quiet
+    def __init__(self, target: "Checkpoint", *, until: Sequence[str], quiet: bool) -> None:
+        self.target, self.until, self.quiet = target, until, quiet
         self.last: Generation | None = None
-        self.text, self.printed = "", 0
+        self.text, self.printed, self.cut = "", 0, False
 
     @property
     def ids(self) -> list[int]:
@@ -30,18 +29,21 @@ class Writing:
         return [] if self.last is None else self.last.guessed[0, : len(self.ids)].tolist()
 
     @property
-    def stopped(self) -> bool:
-        """Whether the text came to its end."""
-        from jspec.decode import STOPPED
+    def ended_by(self) -> str:
+        """Why the text is no longer."""
+        from jspec.decode import EXHAUSTED, STOPPED
 
-        return self.last is not None and int(self.last.reason[0]) == STOPPED
+        reasons = {EXHAUSTED: "number of tokens", STOPPED: "end of text"}
+        reason = 0 if self.last is None else int(self.last.reason[0])
+        return "stop string" if self.cut else reasons.get(reason, "interruption")
 
     def show(self, piece: "Generation") -> None:
-        """Prints what is new; a character of which only some bytes are there waits."""
+        """Prints what is new and cannot change any more."""
+        from jspec.text import cut, decode, ready
+
         self.last = piece
-        ids = self.ids[:-1] if self.stopped else self.ids
-        self.text = self.target.tokenizer.decode(ids)
-        self._print(len(self.text.rstrip(PARTIAL)))
+        self.text, self.cut = cut(decode(piece, self.target.tokenizer), self.until)
+        self._print(len(self.text) if self.cut else ready(self.text, self.until))
 
     def finish(self) -> None:
         """Prints the rest and ends the line."""

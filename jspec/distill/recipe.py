@@ -92,7 +92,7 @@ def _matrices(params: Any) -> Any:
     """Which axes of a parameter Muon makes orthogonal: `[out, in]` of the layers', no other's."""
 
     def axes(path: tuple[Any, ...], param: jax.Array) -> MuonDimensionNumbers | None:
-        outside = {"embedding", "head"} & {getattr(part, "key", "") for part in path}
+        outside = {"embedding", "positions", "head"} & {getattr(part, "key", "") for part in path}
         return None if outside or param.ndim != 2 else MuonDimensionNumbers(1, 0)
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,11 +1,13 @@
 """Prompt look-up: what followed the last time that the sequence read like this. No model."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates
+from jspec.candidates import Candidates, Dice, Rule
+from jspec.draft.protocol import Text
 from jspec.models.protocol import Params
 from jspec.sampling import Sampling
 from jspec.tree import Tree
@@ -26,6 +28,7 @@ class LookupDrafter:
     tree: Tree
     longest: int = 4
     shortest: int = 1
+    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
@@ -48,11 +51,13 @@ class LookupDrafter:
         self,
         params: Params,
         state: tuple[()],
-        tokens: Array,
-        length: Array,
-        noise: Array,
+        text: Text,
+        dice: Dice,
         sampling: Sampling,
+        *,
+        rule: Rule,
     ) -> tuple[Candidates, tuple[()]]:
+        tokens, length = text.tokens, text.length
         rows = jnp.arange(len(length))
         tree = self.tree
         root = tokens[rows, length - 1]

@@ -2,14 +2,26 @@
 
 from typing import Any, Protocol
 
+from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates
+from jspec.candidates import Candidates, Dice, Rule
 from jspec.models.protocol import Params
+from jspec.penalties import History
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 
 DrafterState = Any
+
+
+@struct.dataclass
+class Text:
+    """What is written so far: of `tokens` `[B, M]` the first `length` `[B]`, the last of which is
+    the root; `history` counts them."""
+
+    tokens: Array
+    length: Array
+    history: History
 
 
 class Drafter(Protocol):
@@ -19,6 +31,8 @@ class Drafter(Protocol):
     """
 
     tree: Tree
+    draws: bool
+    """Whether its candidates are the rule's draws, and all of them, or a choice of its own."""
 
     def start(
         self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
@@ -32,18 +46,13 @@ class Drafter(Protocol):
         self,
         params: Params,
         state: DrafterState,
-        tokens: Array,
-        length: Array,
-        noise: Array,
+        text: Text,
+        dice: Dice,
         sampling: Sampling,
+        *,
+        rule: Rule,
     ) -> tuple[Candidates, DrafterState]:
-        """Guesses what follows the root.
-
-        Args:
-          tokens: `[B, M]` the sequences so far, of which the first `length` `[B]` count; the last
-            of these is the root.
-          noise: `[B, A, V]` what the target will add to its logits at the root and below.
-        """
+        """Guesses what follows the root, with the dice that the rule rolled."""
 
     def commit(self, state: DrafterState, path: Array, count: Array) -> DrafterState:
         """The state once the first `count` `[B]` nodes of `path` `[B, A]` are kept."""

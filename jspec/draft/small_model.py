@@ -1,7 +1,8 @@
-"""A small language model that grows a static tree with the target's own dice."""
+"""A small language model that grows a static tree with the dice of the rule."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_block
-from jspec.candidates import Candidates
+from jspec.candidates import Candidates, Dice, Rule
+from jspec.draft.protocol import Text
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Params
+from jspec.penalties import Ahead, History
 from jspec.sampling import Sampling, warp
 from jspec.tree import Tree
 
@@ -35,10 +38,11 @@ class SmallModelState:
 
 @dataclass(frozen=True)
 class SmallModelDrafter:
-    """The children of a node are the draft's best tokens under the noise of the target."""
+    """The children of a node are what the rule draws from the draft's law."""
 
     model: Model
     tree: Tree
+    draws: ClassVar[bool] = True
 
     def start(
         self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
@@ -54,19 +58,21 @@ class SmallModelDrafter:
         self,
         params: Params,
         state: SmallModelState,
-        tokens: Array,
-        length: Array,
-        noise: Array,
+        text: Text,
+        dice: Dice,
         sampling: Sampling,
+        *,
+        rule: Rule,
     ) -> tuple[Candidates, SmallModelState]:
-        rows, tree = jnp.arange(len(length)), self.tree
-        block = self._catch_up(params, state, tokens[rows, length - 2], length - 2)
-        guesses = tokens[rows, length - 1][:, None]
+        tree, batch = self.tree, len(text.length)
+        late, root = _last_two(text)
+        block = self._catch_up(params, state, late, text.length - 2)
+        guesses, valid, weighed = root[:, None], jnp.ones((batch, 1), bool), []
         for depth, (new, start, mask) in enumerate(passes(tree)):
             output = self.model.forward(
                 params,
                 guesses[:, new],
-                jnp.broadcast_to((length - 1 + depth)[:, None], (len(length), len(new))),
+                jnp.broadcast_to((text.length - 1 + depth)[:, None], (batch, len(new))),
                 _with_late(state.late, mask),
                 state.cache,
                 block,
@@ -74,12 +80,20 @@ class SmallModelDrafter:
             )
             block = output.block
             logits = self.model.logits(params, output.hidden)
-            best = _best(logits, noise[:, depth, None], sampling, tree.children(depth))
+            ahead = Ahead(guesses[:, 1:], jnp.asarray(tree.mask[new, 1 : guesses.shape[1]]))
+            logits = warp(_widen(logits, text.history), sampling, text.history, ahead)
+            tokens, there = rule.draw(dice, logits, tree=tree, depth=depth, nodes=new)
             below = tree.level(depth + 1)
-            parents = np.searchsorted(new, tree.parents[below])
-            guesses = jnp.concatenate([guesses, best[:, parents, tree.ranks[below]]], axis=1)
-        parent = jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape)
-        candidates = Candidates(guesses, parent, jnp.ones(guesses.shape, bool))
+            place = np.searchsorted(new, tree.parents[below]), tree.ranks[below]
+            guesses = jnp.concatenate([guesses, tokens[:, *place]], axis=1)
+            valid = jnp.concatenate([valid, there[:, *place]], axis=1)
+            weighed.append(logits)
+        candidates = Candidates(
+            tokens=guesses,
+            parent=jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape),
+            valid=valid,
+            logits=jnp.concatenate(weighed, axis=1) if rule.WEIGHS else None,
+        )
         return candidates, state.replace(block=block)
 
     def commit(self, state: SmallModelState, path: Array, count: Array) -> SmallModelState:
@@ -133,10 +147,15 @@ def _with_late(late: Array, mask: np.ndarray) -> Array:
     return jnp.concatenate([first, rest], axis=-1)
 
 
-def _best(logits: Array, noise: Array, sampling: Sampling, width: int) -> Array:
-    """The `width` best tokens at each node under the noise: `[B, N, V]` -> `[B, N, width]`."""
-    shared = min(logits.shape[-1], noise.shape[-1])
-    scores = warp(logits[..., :shared], sampling) + noise[..., :shared]
-    if width == 1:
-        return jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
-    return jax.lax.top_k(scores, width)[1]
+def _last_two(text: Text) -> tuple[Array, Array]:
+    """`[B]` the token before the root, and the root."""
+    rows = jnp.arange(len(text.length))
+    return text.tokens[rows, text.length - 2], text.tokens[rows, text.length - 1]
+
+
+def _widen(logits: Array, history: History) -> Array:
+    """Logits over the target's vocabulary, of a draft whose own is a longer or a shorter one."""
+    missing = history.written.shape[-1] - logits.shape[-1]
+    if missing <= 0:
+        return logits[..., : history.written.shape[-1]]
+    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)

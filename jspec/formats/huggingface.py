@@ -4,7 +4,6 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jspec.formats import llama
+from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
 from jspec.formats.folder import read_json, replacing, write_json
 from jspec.formats.tensors import Stored, list_tensors, write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import Transformer, transformer
 
-ARCHITECTURES: dict[str, ModuleType] = {"llama": llama}
 FLOATS = ("float32", "bfloat16", "float16")
 # What safetensors headers call the dtypes that weights may have; the rest are quantised.
 STORED_FLOATS = ("F64", "F32", "BF16", "F16")
@@ -28,12 +26,18 @@ HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model that was read: its parameters, the tokens that end a text, and its folder."""
+    """A model that was read.
+
+    Attributes:
+      end_of_text: tokens that end a text.
+      folder: where it was found; family: its `model_type` there.
+    """
 
     model: LinenModel
     params: Params
     end_of_text: tuple[int, ...]
     folder: Path
+    family: str
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -57,13 +61,13 @@ def load(source: str | Path, *, dtype: Any = jnp.float32) -> Checkpoint:
         )
     config = read_json(folder / "config.json")
     try:
-        family = _family(config)
-        model = transformer(family.read_config(config))
+        model = transformer(read_config(config))
+        family = family_of(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     end_of_text = _read_end(folder, config)
     params = _read_params(folder, model, family, dtype)
-    return Checkpoint(model, params, end_of_text, folder)
+    return Checkpoint(model, params, end_of_text, folder, family)
 
 
 def save(
@@ -74,25 +78,30 @@ def save(
     tokenizer: TokenizerSource = None,
     end_of_text: tuple[int, ...] = (),
     dtype: Any = None,
+    family: str | None = None,
 ) -> None:
     """Writes a model that `load` and transformers (4.56 and later) read. All of it, or nothing.
 
     Args:
       folder: where to; a model that is there is replaced, other files beside it stay.
-      model: of the Llama family, as `transformer` makes it.
+      model: as `transformer` makes it.
       params: as `model.init` gives them.
       tokenizer: a folder to copy it from, or a tokenizer of transformers or tokenizers.
       end_of_text: tokens that end a text.
       dtype: of the file; when None, that of the embedding.
+      family: the `model_type` to write; when None, the first of Llama and the others that has all
+        that the model has.
     """
     weights = _check_params(model, params)
+    family = fitting(model.config, family)
     dtype = _float(params["embedding"].dtype if dtype is None else dtype)
     ends = [int(token) for token in end_of_text]
     end = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     config = {
-        **llama.write_config(model.config),
-        # Readers fill absent fields with Llama 1's tokens, so these are written even when null.
+        **FAMILIES[family].write_config(model.config),
+        # Readers fill absent fields with the family's own tokens, so null is written too.
         "bos_token_id": None,
+        "pad_token_id": None,
         **end,
         "torch_dtype": dtype.name,
         "dtype": dtype.name,
@@ -102,7 +111,11 @@ def save(
         write_json(partial / "generation_config.json", end)
         write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
         write_tensors(
-            partial, {key: np.asarray(w).astype(dtype, "C", copy=False) for key, w in weights}
+            partial,
+            {
+                key(family, path): np.asarray(weight).astype(dtype, "C", copy=False)
+                for path, weight in weights.items()
+            },
         )
 
 
@@ -138,13 +151,6 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _family(config: dict[str, Any]) -> ModuleType:
-    kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise ValueError(f"model_type={kind!r} is not known: {', '.join(ARCHITECTURES)} is")
-    return ARCHITECTURES[kind]
-
-
 def _float(dtype: Any) -> np.dtype:
     try:
         known = jnp.dtype(dtype)
@@ -166,47 +172,48 @@ def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     return tuple(tokens)
 
 
-def _read_params(folder: Path, model: LinenModel, family: ModuleType, dtype: np.dtype) -> Params:
+def _read_params(folder: Path, model: LinenModel, family: str, dtype: np.dtype) -> Params:
     shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
-    wanted = {family.key(path): shape.shape for path, shape in shapes.items()}
+    wanted = {key(family, path): shape.shape for path, shape in shapes.items()}
     stored = list_tensors(folder)
-    complaints = _compare(wanted, stored, tied=model.config.tied)
+    complaints = _compare(wanted, stored, FAMILIES[family].KEYS)
     if complaints:
         raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(complaints)}")
     return unflatten_dict(
         {
-            path: jnp.asarray(stored[family.key(path)].read().astype(dtype, copy=False))
+            path: jnp.asarray(stored[key(family, path)].read().astype(dtype, copy=False))
             for path in shapes
         }
     )
 
 
 def _compare(
-    wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored], *, tied: bool
+    wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored], keys: dict[str, str]
 ) -> list[str]:
     """All that is wrong with a folder's tensors, each in a few words."""
-    complaints = [f"missing {key} {list(wanted[key])}" for key in sorted(wanted.keys() - stored)]
-    for key, tensor in sorted(stored.items()):
-        if key in wanted:
-            if tensor.shape != wanted[key]:
-                complaints.append(f"{key} should be {list(wanted[key])}, is {list(tensor.shape)}")
+    complaints = [f"missing {name} {list(wanted[name])}" for name in sorted(wanted.keys() - stored)]
+    for name, tensor in sorted(stored.items()):
+        if name in wanted:
+            if tensor.shape != wanted[name]:
+                complaints.append(f"{name} should be {list(wanted[name])}, is {list(tensor.shape)}")
             if tensor.dtype not in STORED_FLOATS:
-                complaints.append(f"{key} is {tensor.dtype}, of {', '.join(STORED_FLOATS)}")
-        elif key.endswith("rotary_emb.inv_freq"):
+                complaints.append(f"{name} is {tensor.dtype}, of {', '.join(STORED_FLOATS)}")
+        elif name.endswith("rotary_emb.inv_freq"):
             continue  # old transformers saved this table, which the configuration determines
-        elif tied and key == "lm_head.weight":
-            embedding = stored.get("model.embed_tokens.weight")
+        elif name == keys["head.weight"]:  # not wanted, so it is tied
+            embedding = stored.get(keys["embedding"])
             if embedding is None or not np.array_equal(embedding.read(), tensor.read()):
-                complaints.append(f"{key} differs from the embedding it is tied to")
+                complaints.append(f"{name} differs from the embedding it is tied to")
         else:
-            complaints.append(f"unexpected {key} {list(tensor.shape)}")
+            complaints.append(f"unexpected {name} {list(tensor.shape)}")
     return complaints
 
 
-def _check_params(model: LinenModel, params: Params) -> list[tuple[str, jax.Array]]:
-    """Keys and parameters to write, when they are the model's."""
-    if not isinstance(model.module, Transformer):
-        raise ValueError(f"model={type(model.module).__name__} has no such layout: Transformer has")
+def _check_params(model: LinenModel, params: Params) -> dict[tuple[str, ...], jax.Array]:
+    """The parameters by their paths, when they are the model's."""
+    module = getattr(model, "module", model)
+    if not isinstance(module, Transformer):
+        raise ValueError(f"model={type(module).__name__} has no such layout: Transformer has")
     shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
     given = flatten_dict(params)
     wrong = sorted(
@@ -215,4 +222,4 @@ def _check_params(model: LinenModel, params: Params) -> list[tuple[str, jax.Arra
     )
     if wrong:
         raise ValueError(f"params do not fit the model at {', '.join(wrong)}: give model.init's")
-    return [(llama.key(path), value) for path, value in given.items()]
+    return given

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import Array
 
 from jspec import sharding
 from jspec.cache import Block, Cache
-from jspec.config import ModelConfig
+from jspec.config import ModelConfig, Shape
 
 Params = Any
 
@@ -27,7 +28,7 @@ class Output:
 class Model(Protocol):
     """Pure functions of parameters. Hashable, so that jit takes it as a static argument."""
 
-    config: ModelConfig
+    config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
         """Fresh parameters."""
@@ -50,8 +51,9 @@ class Model(Protocol):
         Args:
           tokens: `[B, T]`.
           positions: `[B, T]`, each row's place in its sequence.
-          mask: `[T, start + T]` or `[B, T, start + T]`, which rows of the block a row sees; of the
-            cache it sees all that is committed.
+          mask: `[T, start + T]` or `[B, T, start + T]`, which rows of the block a row sees: the end
+            of its sequence, in order; of the cache it sees all that is committed. A model may look
+            less far than that, as with a sliding window, but never further.
           cache: committed rows, or none.
           block: rows of earlier calls in its first `start` places; none when `start` is 0.
           start: the block's row at which the new ones are placed.
@@ -66,7 +68,7 @@ class LinenModel:
     """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
 
     module: nn.Module
-    config: ModelConfig
+    config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
         return nn.meta.unbox(self._variables(key))
@@ -90,4 +92,10 @@ class LinenModel:
         return self.module.apply({"params": params}, hidden, method="logits")
 
     def _variables(self, key: Array) -> Params:
-        return self.module.init(key, method="touch")["params"]
+        return self.module.init(key, method=_call_everything)["params"]
+
+
+def _call_everything(module: nn.Module) -> Array:
+    """Both methods on one token, which makes every parameter."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return module.logits(module(one, one, jnp.ones((1, 1), bool)).hidden)

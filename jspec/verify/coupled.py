@@ -4,36 +4,60 @@ The emitted token is a function of the target and the noise alone, so no draft, 
 pruning can change the text. (In the literature: Gumbel coupling, drafter-invariant decoding.)
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jspec.candidates import Candidates, Verdict
-from jspec.sampling import Sampling, pick
+from jspec.sampling import Sampling, noise, pick
+from jspec.tree import Tree
+
+WEIGHS = False
+
+
+def admit(tree: Tree, draws: bool) -> None:
+    """Any candidates will do."""
+
+
+def roll(keys: Array, length: Array, sampling: Sampling, *, tree: Tree, vocabulary: int) -> Array:
+    """The noise `[B, A, V]` of the positions that follow the root and the nodes below it."""
+    positions = length[:, None] + jnp.arange(tree.path_length)[None]
+    return noise(keys, positions, vocabulary, sampling)
+
+
+def draw(
+    dice: Array, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+) -> tuple[Array, Array]:
+    """The draft's best tokens under the noise of the target: it guesses with the same dice."""
+    tokens = best(logits + dice[:, depth, None], tree.children(depth))
+    return tokens, jnp.ones(tokens.shape, bool)
 
 
 def verify(
-    candidates: Candidates, logits: Array, noise: Array, sampling: Sampling, *, path_length: int
+    dice: Array, candidates: Candidates, logits: Array, sampling: Sampling, *, tree: Tree
 ) -> Verdict:
-    """Walks down from the root for as long as the picked token is among a node's children.
-
-    Args:
-      candidates: trees of N nodes, at most `path_length` (A) of them from the root to a leaf.
-      logits: `[B, N, V]` the target's, at every node.
-      noise: `[B, N, V]` that of the position which follows each node.
-    """
-    picks = pick(logits, noise, sampling)
-    rows = jnp.arange(len(picks))
-    node = jnp.zeros_like(rows)
-    walking = jnp.ones_like(rows, bool)
-    path, count = [node], jnp.ones_like(rows)
-    for _ in range(path_length - 1):
+    """Walks down from the root for as long as the picked token is among a node's children."""
+    rows = jnp.arange(len(logits))
+    node, count = jnp.zeros_like(rows), jnp.ones_like(rows)
+    walking, path = jnp.ones_like(rows, bool), [node]
+    token = pick(logits[:, 0], dice[:, 0])
+    for depth in range(1, tree.path_length):
         chosen = (
             (candidates.parent == node[:, None])
-            & (candidates.tokens == picks[rows, node][:, None])
+            & (candidates.tokens == token[:, None])
             & candidates.valid
         )
         walking &= chosen.any(axis=-1)
         node = jnp.where(walking, jnp.argmax(chosen, axis=-1), node)
+        token = jnp.where(walking, pick(logits[rows, node], dice[:, depth]), token)
         count += walking
         path.append(node)
-    return Verdict(jnp.stack(path, axis=-1), count, picks[rows, node])
+    return Verdict(jnp.stack(path, axis=-1), count, token)
+
+
+def best(scores: Array, width: int) -> Array:
+    """The `width` best tokens of `[B, n, V]`, in order: `[B, n, width]` int32."""
+    if width == 1:
+        return jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
+    return jax.lax.top_k(scores, width)[1]

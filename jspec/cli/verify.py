@@ -1,0 +1,211 @@
+"""`jspec verify`, the doctor: is the text the same, and is the draft well?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jspec.bench import settings
+from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.screen import console, emit, steps
+from jspec.cli.verb import DONE, FAILED, Verb
+
+if TYPE_CHECKING:
+    from jspec.bench.health import Health
+    from jspec.bench.suite import Method, Program, Workload
+    from jspec.formats.huggingface import Checkpoint
+
+Tick = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Verify(Verb):
+    """Hold speculative decoding against plain decoding, and say how well the draft guesses."""
+
+    target: str = settings.TARGET
+    """zoo:target, a local Hugging Face folder, or a hub name."""
+    draft: str = settings.DRAFT
+    """The small model that guesses."""
+    lookup: bool = False
+    """Guess by looking up what followed earlier in the text, without a draft."""
+    tree: str | None = None
+    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
+    rule: Rule = "coupled"
+    """Which guesses are kept."""
+    temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Temperatures to sample at."""
+    prompts: int = 4
+    """How many held-out prompts."""
+    prompt_length: int = settings.PROMPT_LENGTH
+    """Tokens of each."""
+    tokens: int = 128
+    """New tokens of each."""
+    dtype: Dtype = "float32"
+    """Of weights and computation."""
+    seed: int = settings.SEED
+    """Of the noise."""
+
+    def run(self) -> int:
+        from jspec.bench.health import WORTHLESS, causes
+
+        self._check()
+        target = read_target(self.target, self.dtype)
+        draft = None if self.lookup else read_draft(self.draft, target, self.dtype)
+        work = self._workload(target)
+        method = self._method(target, draft)
+        with steps(3 + len(self.temperatures)) as tick:
+            plain, ours = self._compile(method, target, work, tick)
+            rows = [
+                self._compare(t, method, target, work, plain, ours, tick) for t in self.temperatures
+            ]
+            health = None if draft is None else self._examine(target, draft, work, plain, tick)
+        slow = min(row["tokens_per_round"] for row in rows) < WORTHLESS
+        reasons = list(causes(target, draft, health, dtype=self.dtype)) if slow and health else []
+        if self.json:
+            emit({"rule": self.rule, "method": method.name, "temperatures": rows,
+                  "health": health and health.record(), "causes": reasons})  # fmt: skip
+        else:
+            console().print("\n".join(_lines(method, rows, health, reasons)), soft_wrap=True)
+        return DONE if all(row["passed"] for row in rows) else FAILED
+
+    def _check(self) -> None:
+        from jspec.sampling import sampling
+
+        for name in ("prompts", "prompt_length", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
+        if not self.temperatures:
+            raise ValueError("temperatures is empty: give at least one, such as 0")
+        for temperature in self.temperatures:
+            sampling(1, temperature=temperature)
+
+    def _workload(self, target: "Checkpoint") -> "Workload":
+        from jspec.bench.suite import workload
+        from jspec.zoo.prompts import held_out_prompts
+
+        return workload(
+            held_out_prompts(target.tokenizer, self.prompts, self.prompt_length),
+            batch=self.prompts,
+            tokens=self.tokens,
+            context=target.model.config.context,
+            seed=self.seed,
+        )
+
+    def _method(self, target: "Checkpoint", draft: "Checkpoint | None") -> "Method":
+        from jspec import verify
+        from jspec.bench.suite import lookup, small_model
+
+        rule, context = getattr(verify, self.rule), target.model.config.context
+        if draft is None:
+            tree = self.tree or settings.LOOKUP
+            method = lookup(f"look-up {tree}", tree, context, rule)
+        else:
+            chain = self.rule == "token_level"
+            tree = self.tree or (settings.CHAIN if chain else settings.TREE)
+            method = small_model(f"{self.draft} {tree}", draft, tree, context, rule)
+        rule.admit(method.drafter.tree, method.drafter.draws)
+        return method
+
+    def _compile(
+        self, method: "Method", target: "Checkpoint", work: "Workload", tick: Tick
+    ) -> "tuple[Program, Program]":
+        from jspec.bench.suite import PLAIN, Method, Program
+
+        tick("compiling")
+        plain = Program(Method(PLAIN), target.model, target.params, work)
+        return plain, Program(method, target.model, target.params, work)
+
+    def _compare(
+        self,
+        temperature: float,
+        method: "Method",
+        target: "Checkpoint",
+        work: "Workload",
+        plain: "Program",
+        ours: "Program",
+        tick: Tick,
+    ) -> dict[str, Any]:
+        """What was found at one temperature."""
+        from jspec.bench.acceptance import acceptance
+        from jspec.bench.agreement import differences
+        from jspec.bench.law import SMALLEST_P, first_token_law
+        from jspec.bench.timing import interleave
+
+        tick(f"writing at T={temperature:g}")
+        found = {"temperature": temperature, **acceptance(ours.write(0, temperature))}
+        if self.rule in ("coupled", "one_sample") or temperature == 0:
+            samples = interleave(
+                [plain, ours], batches=1, temperatures=[temperature], repetitions=1,
+                tick=lambda note: None,
+            )  # fmt: skip
+            parted = differences(samples, target.model, target.params, work)
+            ties = sum(difference.near_tie for difference in parted)
+            compared = {
+                "texts": self.prompts,
+                "near_ties": ties,
+                "differences": [difference.record() for difference in parted],
+                "passed": len(parted) == ties or self.dtype != "float32",
+            }
+        else:
+            p = first_token_law(
+                method, target.model, target.params, self._prompt(work),
+                temperature=temperature, seed=self.seed,
+            )  # fmt: skip
+            compared = {"law_p_value": p, "passed": p > SMALLEST_P}
+        return {**found, **compared}
+
+    def _prompt(self, work: "Workload") -> list[int]:
+        prompts = work.batches[0]
+        return prompts.tokens[0, : prompts.length[0]].tolist()
+
+    def _examine(
+        self,
+        target: "Checkpoint",
+        draft: "Checkpoint",
+        work: "Workload",
+        plain: "Program",
+        tick: Tick,
+    ) -> "Health":
+        import numpy as np
+
+        from jspec.bench.health import examine
+
+        tick("examining the draft")
+        prompts = work.batches[0].tokens[:, : self.prompt_length]
+        text = np.concatenate([prompts, plain.write(0, 0.0).tokens], axis=1)
+        return examine(target, draft, text, self.prompt_length)
+
+
+def _lines(
+    method: "Method", rows: list[dict[str, Any]], health: "Health | None", reasons: list[str]
+) -> list[str]:
+    """The findings in words."""
+    lines = [f"{method.name}, rule {method.rule.__name__.rpartition('.')[2]}"]
+    for row in rows:
+        rates = ", ".join(f"{rate:.2f}" for rate in row["accepted_by_depth"])
+        lines.append(
+            f"T={row['temperature']:g}: {_verdict(row)}; {row['tokens_per_round']:.2f} tokens a "
+            f"round, {row['guessed_tokens_per_round']:.2f} guessed; accepted by depth {rates}"
+        )
+    if health is not None:
+        lines.append(
+            f"on greedy text both have the same best token in {health.agreement:.0%} of places; "
+            f"nats a token: target {health.target_loss:.2f}, draft {health.draft_loss:.2f}, "
+            f"chance {health.uniform:.2f}"
+        )
+    if reasons:
+        lines += ["the draft is hardly worth its time; the likely causes, the likeliest first:"]
+        lines += [f"  {number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    return lines
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if "law_p_value" in row:
+        same = "the same law" if row["passed"] else "ANOTHER LAW"
+        return f"{same} as plain decoding (chi-square p = {row['law_p_value']:.3f})"
+    parted = len(row["differences"]) - row["near_ties"]
+    ties = f", {row['near_ties']} of them after a near-tie" if row["near_ties"] else ""
+    if parted:
+        return f"{parted} of {row['texts']} texts DIFFER from plain decoding's beyond near-ties"
+    return f"all {row['texts']} texts are plain decoding's{ties}"

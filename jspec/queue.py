@@ -1,0 +1,105 @@
+"""Many prompts through a batch that is kept full: a row that is done makes room for the next."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jspec import decode
+from jspec.candidates import Rule
+from jspec.decode import Generation, Prompts, State
+from jspec.draft.protocol import Drafter
+from jspec.models.protocol import Model, Params
+from jspec.sampling import Sampling
+from jspec.verify import coupled
+
+VACANT = 3
+
+
+def generate_many(
+    params: Params,
+    draft: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rule: Rule = coupled,
+    tokens: int,
+    batch: int = 8,
+) -> Iterator[tuple[int, Generation]]:
+    """Yields each prompt's index and its text `[1, T]` as it is done, in no particular order.
+
+    Every text is the one that `generate` writes for its prompt alone: `keys` and `sampling` have a
+    row for each prompt.
+
+    Args:
+      batch: how many are written at a time.
+    """
+    if batch < 1:
+        raise ValueError(f"batch={batch}: at least one prompt is written at a time")
+    count = len(prompts.length)
+    models = {"target": target, "drafter": drafter, "rule": rule}
+    seats = np.arange(min(batch, count))
+    state = _begin(params, draft, _rows(prompts, seats), **models, tokens=tokens)
+    following = len(seats)
+    while np.any(seats < count):
+        everyone = (_rows(x, np.minimum(seats, count - 1)) for x in (keys, sampling))
+        state = _until_one_is_done(params, draft, state, *everyone, **models)
+        for row in np.flatnonzero((np.asarray(state.done) != 0) & (seats < count)):
+            alone = _rows(prompts, seats[row][None])
+            yield int(seats[row]), _written(_rows(state, row[None]), alone, tokens=tokens)
+            # Once the last prompt has a seat, indices past it mark the vacant ones.
+            seats[row], following = following, following + 1
+            if seats[row] < count:
+                newcomer = _rows(prompts, seats[row][None])
+                fresh = _begin(params, draft, newcomer, **models, tokens=tokens)
+                state = _seat(state, fresh, row)
+            else:
+                state = state.replace(done=state.done.at[row].set(VACANT))
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    """The rows of everything that has a batch."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "rule", "tokens"))
+_written = jax.jit(decode.written, static_argnames=("tokens",))
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def _seat(state: State, fresh: State, row: Array) -> State:
+    """Puts the only row of `fresh` in the place of one of `state`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    return jax.tree.map(put, state, fresh)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("target", "drafter", "rule"), donate_argnames=("state",)
+)
+def _until_one_is_done(
+    params: Params,
+    draft: Params,
+    state: State,
+    keys: Array,
+    sampling: Sampling,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rule: Rule,
+) -> State:
+    def full(state: State) -> Array:
+        return jnp.all((state.done == 0) | (state.done == VACANT)) & decode.unfinished(state)
+
+    def advance(state: State) -> State:
+        return decode.speculate(
+            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
+        )
+
+    return jax.lax.while_loop(full, advance, state)

@@ -1,0 +1,25 @@
+"""One sample per node, for candidates that are chosen and not drawn: the target draws a token of
+its own at every node, and where that is a child it goes there (EAGLE-2's rule at any temperature,
+MCSD's naive sampling).
+
+A child is kept as often as the target would write it, so the best candidates are the likeliest.
+It is the coupled rule for a draft that does not look at the dice.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jspec.tree import Tree
+from jspec.verify import coupled
+
+WEIGHS = False
+admit, roll, verify = coupled.admit, coupled.roll, coupled.verify
+
+
+def draw(
+    dice: Array, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+) -> tuple[Array, Array]:
+    """The draft's likeliest tokens."""
+    tokens = coupled.best(logits, tree.children(depth))
+    return tokens, jnp.ones(tokens.shape, bool)

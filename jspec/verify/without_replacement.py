@@ -1,0 +1,51 @@
+"""Recursive rejection of siblings drawn without replacement (MCSD, Sequoia, RSD).
+
+The order of Gumbel's top-k is the order of such draws; a token that was rejected has probability 0
+in the law of the next.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jspec.candidates import Candidates, Verdict
+from jspec.sampling import Sampling
+from jspec.tree import Tree
+from jspec.verify import rejection
+from jspec.verify.coupled import best
+from jspec.verify.recursive import walk
+from jspec.verify.rejection import Dice, row_of
+
+WEIGHS = True
+
+
+def admit(tree: Tree, draws: bool) -> None:
+    """Raises `ValueError` for candidates that are not drawn."""
+    rejection.admit("without_replacement", draws)
+
+
+def roll(keys: Array, length: Array, sampling: Sampling, *, tree: Tree, vocabulary: int) -> Dice:
+    """One draw of noise a node: its best tokens under it are all of the node's children."""
+    return rejection.roll(keys, length, sampling, tree=tree, vocabulary=vocabulary, draws=1)
+
+
+def draw(
+    dice: Dice, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+) -> tuple[Array, Array]:
+    """The best tokens under the noise; a token of probability 0 is no child."""
+    scores = logits + dice.guess[:, row_of(tree, nodes), 0]
+    tokens = best(scores, tree.children(depth))
+    return tokens, jnp.take_along_axis(scores, tokens, axis=-1) > -jnp.inf
+
+
+def verify(
+    dice: Dice, candidates: Candidates, logits: Array, sampling: Sampling, *, tree: Tree
+) -> Verdict:
+    """Tries the children of each node in the order in which they were drawn."""
+    return walk(dice, candidates, logits, sampling, tree=tree, next_draw=_without)
+
+
+def _without(q: Array, token: Array) -> Array:
+    q = jnp.where(jnp.arange(len(q)) == token, 0.0, q)
+    mass = q.sum()
+    return q / jnp.where(mass > 0, mass, 1.0)

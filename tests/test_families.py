@@ -1,0 +1,113 @@
+"""Speculation equals plain decoding for models of every family, past their windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from references import draw
+from texts import CONTEXT, Batch, Candidate, disagreements, near, plain_text, sharp, teach
+from texts import speculative_text as speculate
+
+from jspec import ModelConfig, RopeScaling, SmallModelDrafter, Tree, prompts, sampling, transformer
+
+TOKENS = 40
+TEMPERATURES = (0.0, 0.7, 1.0, 1.5)
+# Shorter than a path of the tree with its root, so that rows of the block leave it too.
+WINDOW = 3
+GEMMA = {
+    "norm": "rms_plus_one",
+    "norm_place": "around",
+    "activation": "gelu_tanh",
+    "query_scalar": 10,
+    "scale_embedding": True,
+    "window": WINDOW,
+    "local_layers": (0, 2),
+}
+FAMILIES = {
+    "mistral": {"window": WINDOW, "local_layers": (0, 1, 2)},
+    "qwen2": {"attention_bias": True, "window": 8, "local_layers": (1, 2)},
+    "qwen3": {"query_key_norm": True},
+    "gemma2": {**GEMMA, "score_cap": 5.0, "logit_cap": 9.0},
+    "gemma3": {
+        **GEMMA,
+        "query_key_norm": True,
+        "rope_theta": 1e6,
+        "rope_scaling": RopeScaling(8.0),
+        "local_rope_theta": 1e4,
+    },
+    "opt": {
+        "kv_heads": 4,
+        "learned_positions": True,
+        "norm": "layer",
+        "activation": "relu",
+        "gated": False,
+        "attention_bias": True,
+        "out_bias": True,
+        "feedforward_bias": True,
+    },
+}
+
+
+def model(**changes):
+    sizes = {
+        "vocabulary": 61,
+        "width": 32,
+        "feedforward": 48,
+        "layers": 3,
+        "heads": 4,
+        "kv_heads": 2,
+        "channels": 8,
+        "context": CONTEXT,
+    }
+    return transformer(ModelConfig(**{**sizes, **changes}))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """A prompt for each temperature, of 1 to 70 tokens, so that one takes two chunks."""
+    rows = [draw(length, seed=length).tolist() for length in (1, 9, 30, 70)]
+    return Batch(
+        prompts(rows, context=CONTEXT, tokens=TOKENS),
+        jax.random.split(jax.random.key(61), len(rows)),
+        sampling(len(rows), temperature=TEMPERATURES),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_speculation_equals_plain_decoding_in_every_family(family, batch):
+    target = model(**FAMILIES[family])
+    params = sharp(jax.jit(target.init)(jax.random.key(62)))
+    draft = jax.jit(near)(params, jax.random.key(63), 0.1)
+    plain = plain_text(target, params, batch, tokens=TOKENS)
+    tree = SmallModelDrafter(target, Tree.branching((2, 2, 1)))
+    written = speculate(target, params, batch, Candidate(tree, draft), tokens=TOKENS)
+    ties, parted = disagreements(target, params, batch, plain, written)
+    print(f"{family}: {ties} near-ties, {written.tokens_per_round:.2f} tokens per round")
+    assert not parted
+    assert ties <= 1
+    assert np.all(written.length == TOKENS)
+    # Whole paths are kept, and some are not.
+    assert 1.3 < written.tokens_per_round < 3.9
+    assert np.asarray(written.kept)[:, -1].any()
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1, 2)])
+def test_a_token_is_seen_as_far_as_the_windows_reach_and_no_further(layers):
+    target = model(window=WINDOW, local_layers=layers)
+    params = jax.jit(target.init)(jax.random.key(64))
+    tokens = draw((1, 20))
+    changed = jnp.asarray(tokens).at[0, 5].add(1)
+    moved = teach(params, tokens, model=target) != teach(params, changed, model=target)
+    seen = np.flatnonzero(np.asarray(moved).any(axis=(0, 2)))
+    # A window in each of L layers reaches L times its length less one.
+    last = 19 if len(layers) < 3 else 5 + 3 * (WINDOW - 1)
+    np.testing.assert_array_equal(seen, np.arange(5, last + 1))
+
+
+def test_every_parameter_has_names_for_its_axes():
+    for changes in FAMILIES.values():
+        target = model(**changes)
+        shapes = jax.eval_shape(target.init, jax.random.key(0))
+        names = jax.tree.leaves(target.axes(), is_leaf=lambda leaf: not isinstance(leaf, dict))
+        ranks = [len(shape.shape) for shape in jax.tree.leaves(shapes)]
+        assert [len(spec) for spec in names] == ranks

@@ -1,0 +1,103 @@
+"""`jspec verify`: what the doctor finds, and what it puts it down to."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_zoo
+
+from jspec import zoo
+from jspec.bench import health
+from jspec.cli.main import main
+from jspec.formats.huggingface import load, save
+from jspec.models.transformer import transformer
+from jspec.verify import coupled
+
+SHORT = ("--prompts", "2", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0", "1")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture(autouse=True)
+def small(models, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", models)
+
+
+def verify(capsys, *arguments: str) -> tuple[int, dict, str]:
+    capsys.readouterr()
+    code = main(("verify", "--json", *SHORT, *arguments))
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else {}, err
+
+
+def test_the_target_as_its_own_draft_is_in_perfect_health(capsys):
+    code, found, _ = verify(capsys, "--draft", "zoo:target", "--tree", "chain:3")
+    assert code == 0
+    for row in found["temperatures"]:
+        assert row["passed"] and not row["differences"]
+        assert row["tokens_per_round"] == pytest.approx(4)
+    assert found["health"]["agreement"] == 1
+    assert found["causes"] == []
+
+
+def test_an_untrained_draft_is_found_out(capsys):
+    code, found, _ = verify(capsys, "--tree", "2", "--dtype", "bfloat16")
+    assert code == 0
+    assert found["health"]["draft_loss"] > found["health"]["uniform"] - health.CHANCE
+    causes = [cause.partition(":")[0] for cause in found["causes"]]
+    assert causes == ["target", "weights", "dtype", "training"]
+
+
+@pytest.mark.parametrize("rule", ["token_level", "without_replacement"])
+def test_a_rejection_rule_is_held_to_the_law(capsys, rule):
+    code, found, _ = verify(capsys, "--rule", rule, "--tree", "chain:2")
+    cold, hot = found["temperatures"]
+    assert code == 0
+    assert cold["passed"] and cold["differences"] == []
+    assert hot["passed"] and hot["law_p_value"] > 1e-4
+
+
+def test_a_rule_that_takes_the_drafts_word_fails(capsys, monkeypatch):
+    right = coupled.verify
+
+    def trusting(dice, candidates, logits, sampling, *, tree):
+        verdict = right(dice, candidates, logits, sampling, tree=tree)
+        return verdict.replace(next=candidates.tokens[:, 1])
+
+    monkeypatch.setattr(coupled, "verify", trusting)
+    jax.clear_caches()
+    code, found, _ = verify(capsys, "--tree", "2")
+    jax.clear_caches()
+    assert code == 1
+    assert not any(row["passed"] for row in found["temperatures"])
+
+
+def test_what_a_draft_lacks_is_named_in_order(models, tmp_path):
+    target = load(models / "target")
+    model = transformer(tiny_zoo.config(vocabulary=300))
+    save(tmp_path / "draft", model, model.init(jax.random.key(5)), dtype="float32")
+    draft = load(tmp_path / "draft")
+    tokens = np.random.default_rng(6).integers(0, 320, (2, 40)).astype(np.int32)
+    found = health.examine(target, draft, tokens, 10)
+    assert found.beyond == pytest.approx(np.mean(tokens[:, 10:] >= 300))
+    causes = [c.partition(":")[0] for c in health.causes(target, draft, found, dtype="float32")]
+    assert causes == ["tokenizer", "vocabulary", "target", "weights", "training"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--rule", "token_level", "--tree", "2x2"), "rule='token_level' follows a chain"),
+        (("--rule", "without_replacement", "--lookup"), "rule='without_replacement' weighs draws"),
+        (("--temperatures", "-1"), "temperature=-1.0: must be"),
+        (("--prompts", "0"), "prompts=0: must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, asked, said):
+    assert main(("verify", *asked)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"jspec: {said}") and err.count("\n") == 1
