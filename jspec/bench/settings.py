@@ -6,11 +6,11 @@ DRAFTS = ("zoo:wide", "zoo:deep")
 # The demo's, and the defaults of `jspec generate`.
 DRAFT = "zoo:wide"
 CHAIN = "chain:3"
-TREE = "comb:2x3"
+TREE = "comb:2x1"
 LOOKUP = "chain:7"
 
 # The trees that `jspec bench` compares.
-TREES = ("chain:3", "chain:5", "comb:2x3", "comb:3x3", "4x2x1")
+TREES = ("chain:3", "chain:5", "comb:2x1", "comb:3x2", "4x2x1")
 LOOKUPS = ("chain:7", "fork:2x5")
 
 TEMPERATURES = (0.0, 1.0)
