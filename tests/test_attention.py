@@ -130,7 +130,7 @@ def test_scores_have_the_scale_and_the_cap_that_are_asked_for():
 
 @pytest.mark.parametrize("window", [1, 2, 3, 50])
 @pytest.mark.parametrize(
-    "tree", [Tree.chain(6), Tree.branching((2, 2, 1, 2)), Tree.comb(3, 4), Tree.fork(3, 3)]
+    "tree", [Tree.chain(6), Tree.branching((2, 2, 1, 2)), Tree.comb((3, 3, 2, 3)), Tree.fork(3, 3)]
 )
 def test_a_window_is_one_of_positions_whatever_the_order_of_the_rows(tree, window):
     starts = np.array([[0], [4], [9]])
