@@ -172,7 +172,7 @@ def begin(
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule,
+    rule: Rule = coupled,
     tokens: int,
 ) -> State:
     """The state before the first round: all of a prompt but its last token, the root, committed."""
