@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when jax is imported, so it is set before.
@@ -21,6 +23,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 # Compilations are counted, so none may come from a disk.
 jax.config.update("jax_enable_compilation_cache", False)
+
+
+MAPS = Path("/proc/self/maps")
+MANY_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Drops compiled programs before the process runs out of memory maps, of which Linux allows
+    65,530: XLA dies of that."""
+    yield
+    if MAPS.is_file() and len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

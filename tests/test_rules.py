@@ -36,10 +36,15 @@ PAIRINGS = [
     (one_sample, PAIRS),
     (token_level, CHAIN),
     (with_replacement, PAIRS),
-    (with_replacement, RAGGED),
-    (without_replacement, CHAIN),
-    (without_replacement, PAIRS),
     (without_replacement, RAGGED),
+    *(
+        pytest.param(*pairing, marks=pytest.mark.slow)
+        for pairing in (
+            (with_replacement, RAGGED),
+            (without_replacement, CHAIN),
+            (without_replacement, PAIRS),
+        )
+    ),
 ]
 ROUNDS = 60_000
 # Five standard deviations of a frequency near one half.

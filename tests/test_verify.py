@@ -49,7 +49,7 @@ def test_an_untrained_draft_is_found_out(capsys):
     assert code == 0
     assert found["health"]["draft_loss"] > found["health"]["uniform"] - health.CHANCE
     causes = [cause.partition(":")[0] for cause in found["causes"]]
-    assert causes == ["target", "weights", "dtype", "training"]
+    assert causes == ["weights", "dtype", "training"]
 
 
 @pytest.mark.parametrize("rule", ["token_level", "without_replacement"])
