@@ -87,7 +87,7 @@ def _gap(
     prompt = np.asarray(prompts.tokens)[row, : int(prompts.length[row])]
     text = np.concatenate([prompt, written]).astype(np.int32)
     padded = np.pad(text, (0, -len(text) % BUCKET))[None]
-    logits = _logits(params, padded, len(text) - 1, target=target)
+    logits = logits_at(params, padded, len(text) - 1, target=target)
     law = jax.tree.map(lambda x: x[:1], work.sampling(temperature))
     key = work.keys[batch][row][None]
     dice = noise(key, jnp.full((1, 1), len(text)), logits.shape[-1], law)
@@ -99,7 +99,7 @@ def _gap(
 
 
 @functools.partial(jax.jit, static_argnames=("target",))
-def _logits(params: Params, tokens: jax.Array, place: int, *, target: Model) -> jax.Array:
+def logits_at(params: Params, tokens: jax.Array, place: int, *, target: Model) -> jax.Array:
     """`[1, 1, V]` at one place of `tokens` `[1, P]`, computed in one pass, without a cache."""
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.bench.agreement import logits_at
 from jspec.bench.suite import Method
 from jspec.decode import generate, prompts
 from jspec.models.protocol import Model, Params
@@ -48,11 +49,9 @@ def first_token_law(
 
 def _law(target: Model, params: Params, prompt: list[int], temperature: float) -> np.ndarray:
     tokens, length = jnp.array([prompt]), jnp.array([len(prompt)])
-    causal = jnp.tril(jnp.ones((len(prompt), len(prompt)), bool))
-    positions = jnp.arange(len(prompt))[None]
-    hidden = target.forward(params, tokens, positions, causal).hidden[:, -1:]
+    logits = logits_at(params, tokens, len(prompt) - 1, target=target)
     history = recall(tokens, length, length, vocabulary=target.config.vocabulary)
-    warped = warp(target.logits(params, hidden), sampling(1, temperature=temperature), history)
+    warped = warp(logits, sampling(1, temperature=temperature), history)
     return np.asarray(jax.nn.softmax(warped))[0, 0]
 
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,6 +39,11 @@ class Sample:
     batch: int
     repetition: int
     run: Run
+
+    @classmethod
+    def untimed(cls, method: str, temperature: float, tokens: Any) -> "Sample":
+        """Of the first batch, for what asks for the text alone."""
+        return cls(method, temperature, 0, 0, Run(math.nan, np.asarray(tokens)))
 
 
 def interleave(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
+from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
 from jspec.cli.pair import Dtype, read_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
@@ -95,31 +96,28 @@ class Bench(Verb):
 
     def _check(self) -> None:
         from jspec.bench.peers import check_torch
-        from jspec.sampling import sampling
 
-        for name in ("prompts", "prompt_length", "tokens", "batch", "repetitions"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
-        if not self.temperatures:
-            raise ValueError("temperatures is empty: give at least one, such as 0")
-        for temperature in self.temperatures:
-            sampling(1, temperature=temperature)
+        check_counts(
+            prompts=self.prompts,
+            prompt_length=self.prompt_length,
+            tokens=self.tokens,
+            batch=self.batch,
+            repetitions=self.repetitions,
+        )
+        check_seed(self.seed)
+        check_temperatures(self.temperatures)
         if self.against_transformers:
             check_torch()
 
     def _workload(self, target: "Checkpoint") -> "Workload":
-        from jspec.bench.suite import workload
-        from jspec.zoo.prompts import held_out_prompts, out_of_domain_prompts
-
-        cut = out_of_domain_prompts if self.prose else held_out_prompts
-        return workload(
-            cut(target.tokenizer, self.prompts, self.prompt_length),
+        return held_out_work(
+            target,
+            prompts=self.prompts,
+            prompt_length=self.prompt_length,
             batch=self.batch,
             tokens=self.tokens,
-            context=target.model.config.context,
             seed=self.seed,
+            prose=self.prose,
         )
 
     def _methods(self, target: "Checkpoint", drafts: "dict[str, Checkpoint]") -> "list[Method]":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
+from jspec.cli.held_out import check_seed
 from jspec.cli.pair import Dtype, Rule, read_draft, read_target
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -95,8 +96,7 @@ class Generate(Verb):
 
         check_stop_strings(self.until)
         self._law(vocabulary=None)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
+        check_seed(self.seed)
         if self.lookup + self.plain + (self.draft is not None) > 1:
             raise ValueError("draft, lookup and plain exclude each other: give one of them")
         if self.plain and self.tree is not None:

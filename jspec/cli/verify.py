@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
+from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
 from jspec.cli.pair import Dtype, Rule, read_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
@@ -68,27 +69,17 @@ class Verify(Verb):
         return DONE if all(row["passed"] for row in rows) else FAILED
 
     def _check(self) -> None:
-        from jspec.sampling import sampling
-
-        for name in ("prompts", "prompt_length", "tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
-        if not self.temperatures:
-            raise ValueError("temperatures is empty: give at least one, such as 0")
-        for temperature in self.temperatures:
-            sampling(1, temperature=temperature)
+        check_counts(prompts=self.prompts, prompt_length=self.prompt_length, tokens=self.tokens)
+        check_seed(self.seed)
+        check_temperatures(self.temperatures)
 
     def _workload(self, target: "Checkpoint") -> "Workload":
-        from jspec.bench.suite import workload
-        from jspec.zoo.prompts import held_out_prompts
-
-        return workload(
-            held_out_prompts(target.tokenizer, self.prompts, self.prompt_length),
+        return held_out_work(
+            target,
+            prompts=self.prompts,
+            prompt_length=self.prompt_length,
             batch=self.prompts,
             tokens=self.tokens,
-            context=target.model.config.context,
             seed=self.seed,
         )
 
@@ -130,15 +121,19 @@ class Verify(Verb):
         from jspec.bench.acceptance import acceptance
         from jspec.bench.agreement import differences
         from jspec.bench.law import SMALLEST_P, first_token_law
-        from jspec.bench.timing import interleave
+        from jspec.bench.timing import Sample
 
         tick(f"writing at T={temperature:g}")
-        found = {"temperature": temperature, **acceptance(ours.write(0, temperature))}
+        written = ours.write(0, temperature)
+        found = {"temperature": temperature, **acceptance(written)}
         if self.rule in ("coupled", "one_sample") or temperature == 0:
-            samples = interleave(
-                [plain, ours], batches=1, temperatures=[temperature], repetitions=1,
-                tick=lambda note: None,
-            )  # fmt: skip
+            samples = [
+                Sample.untimed(program.name, temperature, tokens)
+                for program, tokens in (
+                    (plain, plain.write(0, temperature).tokens),
+                    (ours, written.tokens),
+                )
+            ]
             parted = differences(samples, target.model, target.params, work)
             ties = sum(difference.near_tie for difference in parted)
             compared = {
