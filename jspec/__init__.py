@@ -1,20 +1,24 @@
 """Lossless speculative decoding and draft training in JAX."""
 
-from jspec import verify, zoo
+from jspec import sharding, verify, zoo
+from jspec.authorship import to_html
 from jspec.cache import Block, Cache
 from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
-from jspec.decode import Generation, Prompts, State, autoregress, generate, prompts, speculate
+from jspec.decode import Generation, State, autoregress, generate, speculate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint, load, save
+from jspec.launch import join
 from jspec.models.attention import attend_layer
 from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer
 from jspec.queue import generate_many
+from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
+from jspec.sharding import make_mesh
 from jspec.stream import stream, stream_plain
 from jspec.text import stream_text
 from jspec.tree import Tree
@@ -46,14 +50,18 @@ __all__ = [
     "from_nnx",
     "generate",
     "generate_many",
+    "join",
     "load",
+    "make_mesh",
     "prompts",
     "sampling",
     "save",
+    "sharding",
     "speculate",
     "stream",
     "stream_plain",
     "stream_text",
+    "to_html",
     "transformer",
     "verify",
     "zoo",

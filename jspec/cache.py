@@ -10,6 +10,7 @@ from flax import struct
 from jax import Array
 
 from jspec.config import ModelConfig, Shape
+from jspec.sharding import ANYWHERE, constrain
 
 
 @struct.dataclass
@@ -60,7 +61,8 @@ def commit(cache: Cache, block: Block, path: Array, count: Array) -> Cache:
     def append(rows: Array, new: Array) -> Array:
         taken = jnp.take_along_axis(new, path[:, None, :, None], axis=2, mode="clip")
         write = jax.vmap(jax.lax.dynamic_update_slice_in_dim, in_axes=(0, 0, 0, None))
-        return write(rows, taken.astype(rows.dtype), cache.length, 1)
+        kept = write(rows, taken.astype(rows.dtype), cache.length, 1)
+        return constrain(kept, "batch", ANYWHERE, None, None)
 
     return Cache(
         k=tuple(map(append, cache.k, block.k)),
@@ -73,7 +75,10 @@ def _layers(
     config: ModelConfig | Shape, batch: int, rows: int, dtype: jnp.dtype
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
     shape = (batch, config.kv_heads, rows, config.channels)
-    k, v = (
-        tuple(jnp.zeros(shape, dtype) for _ in range(config.layers)) for _ in ("keys", "values")
-    )
+
+    def empty() -> Array:
+        # The heads live where the parameters that make them live.
+        return constrain(jnp.zeros(shape, dtype), "batch", ANYWHERE, None, None)
+
+    k, v = (tuple(empty() for _ in range(config.layers)) for _ in ("keys", "values"))
     return k, v

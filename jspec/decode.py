@@ -1,11 +1,9 @@
 """Decoding: plain and speculative, each one compiled program without a host round trip."""
 
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
@@ -15,19 +13,12 @@ from jspec.draft.protocol import Drafter, DrafterState, Text
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Params
 from jspec.penalties import Ahead, History, recall, remember
+from jspec.ragged import CHUNK, Prompts
 from jspec.sampling import Sampling, noise, pick, warp
+from jspec.sharding import constrain
 from jspec.verify import coupled
 
-CHUNK = 64
 STOPPED, EXHAUSTED = 1, 2
-
-
-@struct.dataclass
-class Prompts:
-    """`tokens` `[B, P]`, filled up on the right; the first `length` `[B]` of each row count."""
-
-    tokens: Array
-    length: Array
 
 
 @struct.dataclass
@@ -85,34 +76,6 @@ class Generation:
         return float(self.length.sum() / self.rounds.sum())
 
 
-def prompts(
-    rows: Sequence[Sequence[int]], *, context: int, tokens: int, bucket: int = CHUNK
-) -> Prompts:
-    """Token lists as one ragged batch, its width rounded up to a multiple of `bucket`.
-
-    One compiled program serves all batches of a width. Raises `ValueError` for an empty prompt, or
-    one that leaves less room in the `context` than the new `tokens` need.
-    """
-    if not rows:
-        raise ValueError("prompts=[]: at least one prompt is needed")
-    if tokens < 1:
-        raise ValueError(f"tokens={tokens}: at least one token is written")
-    for index, row in enumerate(rows):
-        if len(row) == 0:
-            raise ValueError(f"prompt {index} is empty: it needs at least one token")
-        excess = len(row) + tokens - context
-        if excess > 0:
-            raise ValueError(
-                f"prompt {index} has {len(row)} tokens, which with {tokens} new ones is {excess} "
-                f"more than the context of {context}: shorten it or ask for fewer"
-            )
-    width = -(-max(map(len, rows)) // bucket) * bucket
-    padded = np.zeros((len(rows), width), np.int32)
-    for index, row in enumerate(rows):
-        padded[index, : len(row)] = row
-    return Prompts(padded, np.array([len(row) for row in rows], np.int32))
-
-
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
 def generate(
     params: Params,
@@ -165,6 +128,7 @@ def autoregress(
     return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
 
 
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
 def begin(
     params: Params,
     draft: Params,
@@ -192,6 +156,7 @@ def begin(
     return state.replace(drafter=memory)
 
 
+@functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
     return _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)
@@ -247,10 +212,11 @@ def unfinished(state: State) -> Array:
     return jnp.any(state.done == 0)
 
 
+@functools.partial(jax.jit, static_argnames=("tokens",))
 def written(state: State, prompts: Prompts, tokens: int) -> Generation:
     """What a state holds behind its prompts, finished or not."""
     take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, tokens))
-    return Generation(
+    generation = Generation(
         tokens=take(state.tokens, prompts.length),
         length=state.length - prompts.length,
         guessed=take(state.guessed, prompts.length),
@@ -259,11 +225,20 @@ def written(state: State, prompts: Prompts, tokens: int) -> Generation:
         kept=state.kept,
         drafted=state.drafted,
     )
+    # On every device, so that each process of a launch can read all of it.
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), generation)
 
 
 def _commit_prompts(
     params: Params, prompts: Prompts, *, target: Model, tokens: int, path_length: int
 ) -> State:
+    if not 1 <= tokens <= target.config.context:
+        raise ValueError(
+            f"tokens={tokens}: must lie in 1..{target.config.context}, the target's context; give "
+            "what `prompts` was given"
+        )
+    if not jax.tree.leaves(params):
+        raise ValueError("params hold no array: give the target's parameters")
     batch, width = prompts.tokens.shape
     capacity = width + tokens + path_length
     cache = prefill(

@@ -11,9 +11,10 @@ from jax import Array
 
 from jspec import decode
 from jspec.candidates import Rule
-from jspec.decode import Generation, Prompts, State
+from jspec.decode import Generation, State
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
+from jspec.ragged import Prompts
 from jspec.sampling import Sampling
 from jspec.verify import coupled
 
@@ -46,44 +47,28 @@ def generate_many(
     count = len(prompts.length)
     models = {"target": target, "drafter": drafter, "rule": rule}
     seats = np.arange(min(batch, count))
-    state = _begin(params, draft, _rows(prompts, seats), **models, tokens=tokens)
+    state = decode.begin(params, draft, _rows(prompts, seats), **models, tokens=tokens)
     following = len(seats)
     while np.any(seats < count):
         everyone = (_rows(x, np.minimum(seats, count - 1)) for x in (keys, sampling))
-        state = _until_one_is_done(params, draft, state, *everyone, **models)
+        state = until_one_is_done(params, draft, state, *everyone, **models)
         for row in np.flatnonzero((np.asarray(state.done) != 0) & (seats < count)):
-            alone = _rows(prompts, seats[row][None])
-            yield int(seats[row]), _written(_rows(state, row[None]), alone, tokens=tokens)
+            prompt = _rows(prompts, seats[row][None])
+            yield int(seats[row]), _text(state, prompt, row, tokens=tokens)
             # Once the last prompt has a seat, indices past it mark the vacant ones.
             seats[row], following = following, following + 1
             if seats[row] < count:
                 newcomer = _rows(prompts, seats[row][None])
-                fresh = _begin(params, draft, newcomer, **models, tokens=tokens)
+                fresh = decode.begin(params, draft, newcomer, **models, tokens=tokens)
                 state = _seat(state, fresh, row)
             else:
                 state = state.replace(done=state.done.at[row].set(VACANT))
 
 
-def _rows(tree: Any, rows: np.ndarray) -> Any:
-    """The rows of everything that has a batch."""
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
-_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "rule", "tokens"))
-_written = jax.jit(decode.written, static_argnames=("tokens",))
-
-
-@functools.partial(jax.jit, donate_argnames=("state",))
-def _seat(state: State, fresh: State, row: Array) -> State:
-    """Puts the only row of `fresh` in the place of one of `state`."""
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
-    return jax.tree.map(put, state, fresh)
-
-
 @functools.partial(
     jax.jit, static_argnames=("target", "drafter", "rule"), donate_argnames=("state",)
 )
-def _until_one_is_done(
+def until_one_is_done(
     params: Params,
     draft: Params,
     state: State,
@@ -94,6 +79,8 @@ def _until_one_is_done(
     drafter: Drafter,
     rule: Rule,
 ) -> State:
+    """Rounds of the whole batch, until a row that is not vacant ends."""
+
     def full(state: State) -> Array:
         return jnp.all((state.done == 0) | (state.done == VACANT)) & decode.unfinished(state)
 
@@ -103,3 +90,22 @@ def _until_one_is_done(
         )
 
     return jax.lax.while_loop(full, advance, state)
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    """The rows of everything that has a batch."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+@functools.partial(jax.jit, static_argnames=("tokens",))
+def _text(state: State, prompts: Prompts, row: Array, *, tokens: int) -> Generation:
+    """What one row of the batch has written after its prompt."""
+    alone = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), state)
+    return decode.written(alone, prompts, tokens=tokens)
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def _seat(state: State, fresh: State, row: Array) -> State:
+    """Puts the only row of `fresh` in the place of one of `state`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    return jax.tree.map(put, state, fresh)

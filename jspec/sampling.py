@@ -6,6 +6,7 @@ noise to log-probabilities and taking the best samples from the law (the Gumbel-
 """
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from jspec.penalties import Ahead, History, Penalties, penalise
 from jspec.threefry import gumbel
 
 NO_TOKEN = -1
+LARGEST = np.iinfo(np.int32).max
 
 
 @struct.dataclass
@@ -68,6 +70,10 @@ def sampling(
 
     Raises `ValueError` for what lies outside its range.
     """
+    if batch < 1:
+        raise ValueError(f"batch={batch}: at least one sequence")
+    if isinstance(stops, int) or any(abs(token) > LARGEST for token in stops):
+        raise ValueError(f"stops={stops}: a list of tokens that end a text")
     spread = functools.partial(_spread, batch)
     biased, added = _biases(batch, bias, vocabulary)
     return Sampling(
@@ -198,13 +204,20 @@ def _spread(
     allowed: str,
 ) -> Array:
     """One value for every sequence, or one for each, checked: `[batch]`."""
-    array = np.asarray(values, dtype)
-    if array.ndim and array.shape != (batch,):
+    given = np.asarray(values)
+    if given.ndim and given.shape != (batch,):
         raise ValueError(f"{name}={values}: one value, or {batch} of them, one a sequence")
-    for value in np.atleast_1d(array):
-        if not valid(value):
+    for value in given.reshape(-1).tolist():
+        # As it was given, and as it is once it is rounded to the dtype.
+        if not (_holds(dtype, value) and valid(value) and valid(dtype(value))):
             raise ValueError(f"{name}={value}: {allowed}")
-    return jnp.asarray(np.broadcast_to(array, (batch,)))
+    return jnp.asarray(np.broadcast_to(given.astype(dtype), (batch,)))
+
+
+def _holds(dtype: type, value: float) -> bool:
+    """Whether a number lies between the ends of the dtype, or is none."""
+    limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else np.finfo(dtype)
+    return not math.isfinite(value) or float(limits.min) <= value <= float(limits.max)
 
 
 def _biases(
@@ -224,7 +237,7 @@ def _biases(
         for place, (token, value) in enumerate(row.items()):
             if not 0 <= token < vocabulary:
                 raise ValueError(f"bias of token {token}: tokens lie in 0..{vocabulary - 1}")
-            if np.isnan(value) or value == np.inf:
+            if np.isnan(value) or not _holds(np.float32, value) or value == np.inf:
                 raise ValueError(f"bias of {value} for token {token}: must be a number or -inf")
             tokens[index, place], values[index, place] = token, value
     return jnp.asarray(tokens), jnp.asarray(values)

@@ -1,25 +1,78 @@
-"""Names of axes, and the one table that says on which axis of the mesh each of them lives."""
+"""Names of axes, and the one table that says on which axis of a mesh each of them lives."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-RULES: Mapping[str, str | tuple[str, ...]] = {
+Rules = Mapping[str, tuple[str, ...]]
+
+RULES: Rules = {
     "batch": ("data", "fsdp"),
-    "width": "fsdp",
-    "feedforward": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "vocabulary": "tensor",
+    "width": ("fsdp",),
+    "feedforward": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "vocabulary": ("tensor",),
 }
+# Of a model that every device has all of, as a draft's that is too small to be cut.
+REPLICATED: Rules = {}
+# An axis that lives wherever the computation puts it.
+ANYWHERE = PartitionSpec.UNCONSTRAINED
+
+
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of all devices: `data` copies of the parameters, which `fsdp` and `tensor` cut.
+
+    Code that runs under `jax.set_mesh` of it lays out its batches and caches by the same table.
+    """
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    if min(sizes.values()) < 1:
+        raise ValueError(f"mesh {asked}: every axis has at least one device")
+    devices = jax.device_count()
+    if math.prod(sizes.values()) != devices:
+        raise ValueError(
+            f"mesh {asked} has {math.prod(sizes.values())} devices, and there are {devices}: "
+            f"the three multiply to {devices}, as tensor={devices} does"
+        )
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:
+    """Raises `ValueError` if `mesh` does not divide what it would cut.
+
+    Args:
+      sizes: a model's config, whose fields are the names of the table.
+    """
+    for name, homes in rules.items():
+        size = getattr(sizes, name, None)
+        ways = math.prod(mesh.shape[home] for home in homes)
+        if size is not None and size % ways:
+            cut = " x ".join(homes)
+            raise ValueError(
+                f"mesh {cut}={ways} does not divide {name}={size}: take a divisor of it; a draft "
+                "may be whole on every device (rules=REPLICATED, --replicate-draft)"
+            )
+
+
+class Named(nn.Partitioned):
+    """A parameter and its names, which Flax would take for those of a mesh and constrain it by."""
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        return self.value
 
 
 def named(init: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
     """`init`, remembering the names of the axes of what it makes."""
-    return nn.with_partitioning(init, axes)
+
+    def initialise(*arguments: Any) -> Named:
+        return Named(init(*arguments), axes)
+
+    return initialise
 
 
 def axes(variables: Any) -> Any:
@@ -27,22 +80,34 @@ def axes(variables: Any) -> Any:
     return nn.get_partition_spec(variables)
 
 
-def spec(*axes: str | None) -> PartitionSpec:
-    """Where an array with these axes lives. Names that the table does not hold are replicated."""
-    return PartitionSpec(*(RULES.get(axis) if axis else None for axis in axes))
+def shardings(mesh: Mesh, names: Any, rules: Rules = RULES) -> Any:
+    """A tree of axis names, as `Model.axes` returns it, turned into `NamedSharding`s on `mesh`.
 
-
-def shardings(mesh: jax.sharding.Mesh, names: Any) -> Any:
-    """A tree of axis names, as `axes` returns it, turned into `NamedSharding`s on `mesh`."""
+    Names that the table does not hold are replicated.
+    """
 
     def place(names: PartitionSpec) -> NamedSharding:
-        return NamedSharding(mesh, spec(*names))
+        return NamedSharding(mesh, PartitionSpec(*(rules.get(name) for name in names)))
 
     return jax.tree.map(place, names, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, laid out by the names of its axes; untouched where no mesh is in context."""
-    if jax.sharding.get_abstract_mesh().empty:
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """`x`, laid out by the names of its axes; untouched where no mesh is in context.
+
+    An axis is cut as far as the mesh divides it: a batch of one is on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+
+    def home(axis: Any, size: int) -> Any:
+        if axis is None or axis is ANYWHERE:
+            return axis
+        homes = RULES.get(axis, ())
+        while size % math.prod(mesh.shape[home] for home in homes):
+            homes = homes[:-1]
+        return homes or None
+
+    spec = PartitionSpec(*map(home, axes, x.shape))
+    return jax.lax.with_sharding_constraint(x, spec)

@@ -8,9 +8,10 @@ from jax import Array
 
 from jspec import decode
 from jspec.candidates import Rule
-from jspec.decode import Generation, Prompts, State
+from jspec.decode import Generation, State
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
+from jspec.ragged import Prompts
 from jspec.sampling import Sampling
 from jspec.verify import coupled
 
@@ -30,7 +31,9 @@ def stream(
 ) -> Iterator[Generation]:
     """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
     _check(rounds)
-    state = _begin(params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens)
+    state = decode.begin(
+        params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens
+    )
     while bool(decode.unfinished(state)):
         state = _advance(
             params,
@@ -43,7 +46,7 @@ def stream(
             rule=rule,
             rounds=rounds,
         )
-        yield _written(state, prompts, tokens=tokens)
+        yield decode.written(state, prompts, tokens=tokens)
 
 
 def stream_plain(
@@ -58,20 +61,15 @@ def stream_plain(
 ) -> Iterator[Generation]:
     """Yields what `autoregress` has written so far, every few tokens; the last is all of it."""
     _check(rounds)
-    state = _begin_plain(params, prompts, target=target, tokens=tokens)
+    state = decode.begin_plain(params, prompts, target=target, tokens=tokens)
     while bool(decode.unfinished(state)):
         state = _extend(params, state, keys, sampling, target=target, rounds=rounds)
-        yield _written(state, prompts, tokens=tokens)
+        yield decode.written(state, prompts, tokens=tokens)
 
 
 def _check(rounds: int) -> None:
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
-
-
-_begin = jax.jit(decode.begin, static_argnames=("target", "drafter", "rule", "tokens"))
-_begin_plain = jax.jit(decode.begin_plain, static_argnames=("target", "tokens"))
-_written = jax.jit(decode.written, static_argnames=("tokens",))
 
 
 @functools.partial(

@@ -16,7 +16,13 @@ PARITY = np.uint32(0x1BD11BDA)
 
 def gumbel(key: Array, count: Array | int, size: int) -> Array:
     """`jax.random.gumbel(jax.random.fold_in(key, count), (size,))`: `[size]` float32."""
-    low, high = jax.random.key_data(key)
+    words = jax.random.key_data(key)
+    if words.shape != (2,):
+        raise ValueError(
+            f"keys of {jax.random.key_impl(key)}: noise is Threefry's, so make them by "
+            "jax.random.key(seed, impl='threefry2x32')"
+        )
+    low, high = words
     low, high = _threefry(low, high, jnp.uint32(0), jnp.asarray(count, jnp.uint32))
     counter = jnp.arange(size, dtype=jnp.uint32)
     left, right = _threefry(low, high, jnp.zeros_like(counter), counter)

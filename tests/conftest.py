@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Read when jax is imported, so it is set before.
+# Read when jax is imported, so it is set before. The programs are small and run a few times, so
+# most of a test is compiling; optimising machine code takes a third of that.
 os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+    ]
 )
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import tiny_zoo  # noqa: E402
 from ours import write_original  # noqa: E402
 from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp  # noqa: E402
 
@@ -88,3 +94,9 @@ def original(tmp_path_factory):
 def folder(original, tmp_path):
     """A copy of the saved folder, to be damaged."""
     return shutil.copytree(original[2], tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of tiny random models."""
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))

@@ -27,11 +27,6 @@ from jspec.tree import Tree
 ROWS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
-
-
 class Counter:
     """A runner that notes its turns and needs no time."""
 
@@ -199,6 +194,29 @@ def test_bench_prints_one_object_with_everything(models, capsys, monkeypatch):
     assert record["setting"]["batch"] == 1
 
 
+def test_bench_runs_each_rule_with_the_trees_that_it_is_exact_for(models, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", models)
+    code = main(
+        "bench --drafts zoo:wide --trees chain:1 2x2 --lookups --rules token_level "
+        "--temperatures 0 1 --prompts 2 --prompt-length 8 --tokens 6 --repetitions 1 --json "
+        "--queue".split()
+    )
+    record = json.loads(capsys.readouterr().out)
+    rows = {(row["method"], row["temperature"]): row for row in record["results"]}
+    wide = "zoo:wide chain:1 token_level"
+    assert code == 0
+    assert {method for method, _ in rows} == {PLAIN, wide}
+    assert [rows[wide, t]["identical"] for t in (0, 1)] == [True, None]
+    assert rows[PLAIN, 1]["acceptance"] is None and 0 <= rows[wide, 1]["acceptance"] <= 1
+    assert [queue["method"] for queue in record["queue"]] == [wide, wide]
+    assert all(queue["prompts"] == 2 and queue["share"] > 0 for queue in record["queue"])
+    assert (
+        main("bench --rules token_level --trees 2 --lookups --prompt-length 8 --tokens 6".split())
+        == 2
+    )
+    assert "rule='token_level' follows a chain" in capsys.readouterr().err
+
+
 def test_the_best_number_of_threads_is_shown():
     samples = [
         sample(PLAIN, 0, 1.0, [1, 2]),
@@ -207,7 +225,9 @@ def test_the_best_number_of_threads_is_shown():
         sample(peers.label(peers.PLAIN, 2), 0, 2.0, [1, 2]),
         sample(peers.label(peers.ASSISTED + " a", 1), 0, 1.0, [1, 2]),
     ]
-    report = Report(summarise(samples, coupled=[PLAIN, "tree"]), [], [], {PLAIN: 0, "tree": 0}, {})
+    report = Report(
+        summarise(samples, coupled=[PLAIN, "tree"]), [], [], [], {PLAIN: 0, "tree": 0}, {}
+    )
     (ratio,) = report.record()["against_transformers"]
     assert ratio["plain_over_generate"] == 2.0
     assert ratio["speculative_over_assisted"] == 2.0

@@ -3,8 +3,10 @@
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -17,9 +19,10 @@ from jspec import zoo
 from jspec.bench import settings
 from jspec.cli.demo import GUESSED, SUPPLIED, coloured
 from jspec.cli.main import main
-from jspec.decode import autoregress, prompts
+from jspec.decode import autoregress
 from jspec.formats.huggingface import load, save
 from jspec.models.transformer import transformer
+from jspec.ragged import prompts
 from jspec.sampling import sampling
 from jspec.zoo.tokenizer import train_tokenizer
 
@@ -34,11 +37,6 @@ FIELDS = {
     "tokens_per_round",
     "identical",
 }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +78,15 @@ class Letters:
 # Generating
 
 
-@pytest.mark.parametrize("how", [(), ("--lookup",), ("--plain",)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        (),
+        ("--lookup",),
+        ("--plain",),
+        ("--mesh", "fsdp=4", "data=2", "--replicate-draft"),
+    ],
+)
 def test_generate_writes_the_plain_text_in_every_way(models, capsys, how):
     law = {"temperature": 0.8, "top_p": 0.9}
     options = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "7", "--tokens", str(TOKENS))
@@ -144,6 +150,21 @@ def test_an_interrupt_leaves_what_was_written(models, capsys, monkeypatch):
     assert "ended by interruption" in capsys.readouterr().err
 
 
+def test_an_interrupt_while_it_compiles_ends_the_command_at_once():
+    """Of the real command, whose interpreter ends while the compiler still runs."""
+    program = "from jspec.cli.main import entry; entry()"
+    asked = ("generate", "--prompt", "def f", "--tree", "4x2x2")
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", program, *asked]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert "compiling" in process.stderr.readline()
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "ended by interruption before the first token" in err and "Traceback" not in err
+
+
 # Bad input: exit 2, one line, nothing on stdout
 
 
@@ -180,6 +201,21 @@ def refused(capsys, *arguments: str) -> str:
         (("--prompt", "x", "--target", "zoo:huge"), "zoo:huge is not in the zoo"),
         (("--prompt", "x", "--target", "./nowhere"), "target='./nowhere': no such folder"),
         (("--prompt", "x", "--dtype", "int8"), "int8"),
+        (("--prompt", "\udcff"), "is not text in UTF-8"),
+        (("--prompt", "x", "--temperature", "1e39"), "temperature=1e+39"),
+        (("--prompt", "x", "--top-k", "99999999999999"), "top_k=99999999999999"),
+        (("--prompt", "x", "--top-p", "1.0001"), "top_p=1.0001: must lie in (0, 1]"),
+        (("--prompt", "x", "--top-p", "1e-50"), "top_p=1e-50: must lie in (0, 1]"),
+        (("--prompt", "x", "--bias", "3=1e39"), "bias of 1e+39"),
+        (("--prompt", "x", "--tree", ""), "tree='' is no tree"),
+        (("--prompt", "x", "--tree", "\u0663x2"), "is no tree and no file"),
+        (("--prompt", "x", "--tree", "x" * 5000), "is no tree and no file"),
+        (("--prompt", "x", "--draft", ""), "draft=''"),
+        (("--prompt", "x", "--lookup", "--rule", "token_level"), "rule='token_level' weighs draws"),
+        (("--prompt", "x", "--mesh", "rows=8"), "mesh='rows=8': write each of data, fsdp, tensor"),
+        (("--prompt", "x", "--mesh", "data=3"), "mesh data=3, fsdp=1, tensor=1 has 3 devices"),
+        (("--prompt", "x", "--mesh", "tensor=8"), "mesh tensor=8 does not divide heads=2"),
+        (("--prompt", "x", "--distributed"), "distributed: the other processes were not found"),
         (("--prompt", "x", "--tokenz", "3"), "--tokenz"),
     ],
 )
@@ -272,7 +308,7 @@ def test_help_needs_no_heavy_import():
     assert "generate" in done.stdout
 
 
-# The demo and the export
+# The demo
 
 
 def test_demo_prints_one_object_with_the_best_method_at_each_temperature(capsys, monkeypatch):
@@ -301,24 +337,3 @@ def test_a_generation_is_coloured_by_who_wrote_each_token():
         (1, 3, GUESSED),
         (3, 4, SUPPLIED),
     ]
-
-
-def test_export_writes_a_folder_that_loads_to_the_same_model(models, capsys, tmp_path):
-    code, out, _ = run(capsys, "export", "wide", str(tmp_path / "out"), "--json")
-    record = json.loads(out)
-    ours, theirs = load(models / "wide"), load(tmp_path / "out")
-    assert (code, record["source"]) == (0, "zoo:wide")
-    assert record["parameters"] == sum(x.size for x in jax.tree.leaves(ours.params))
-    assert theirs.end_of_text == ours.end_of_text and theirs.model == ours.model
-    assert theirs.tokenizer.get_vocab() == ours.tokenizer.get_vocab()
-    jax.tree.map(np.testing.assert_array_equal, theirs.params, ours.params)
-
-
-def test_export_refuses_what_is_no_model_folder_and_leaves_it_alone(capsys, tmp_path):
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "thesis.tex").write_text("years of work")
-    assert "no model" in refused(capsys, "export", "target", str(tmp_path / "papers"))
-    assert "is a file" in refused(
-        capsys, "export", "target", str(tmp_path / "papers" / "thesis.tex")
-    )
-    assert [file.name for file in tmp_path.rglob("*")] == ["papers", "thesis.tex"]

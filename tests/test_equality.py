@@ -9,7 +9,14 @@ from texts import TOKENS, disagreements, plain_text, rows_of, speculative_text, 
 from jspec import Generation
 from jspec.decode import EXHAUSTED, STOPPED
 
-KINDS = ("chain", "k-ary", "fork", "paths", "look-up chain", "look-up fork")
+KINDS = (
+    "chain",
+    "k-ary",
+    "fork",
+    pytest.param("paths", marks=pytest.mark.slow),
+    "look-up chain",
+    "look-up fork",
+)
 
 
 def ends_in_a_guess(written: Generation) -> np.ndarray:
@@ -47,7 +54,17 @@ def test_speculation_equals_plain_decoding(kind, target, params, drafts, batch, 
     assert cut.any()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "chain",
+        "look-up chain",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("k-ary", "fork", "paths", "look-up fork")
+        ),
+    ],
+)
 def test_a_text_that_stops_inside_a_kept_path_equals_plain_decoding(
     kind, target, params, drafts, batch
 ):
@@ -75,7 +92,7 @@ def test_a_text_that_stops_inside_a_kept_path_equals_plain_decoding(
 def test_a_row_alone_writes_what_it_writes_in_any_batch(target, params, drafts, batch, plain):
     among_others = speculative_text(target, params, batch, drafts["k-ary"])
     ties = 0
-    for row in (0, 4, 11, 17):
+    for row in (4, 11):
         alone = rows_of(batch, slice(row, row + 1))
         for written in (
             plain_text(target, params, alone),
@@ -87,7 +104,7 @@ def test_a_row_alone_writes_what_it_writes_in_any_batch(target, params, drafts, 
                 )
                 assert not parted
                 ties += tied
-    print(f"{ties} near-ties in 16 comparisons of {TOKENS} tokens")
+    print(f"{ties} near-ties in 8 comparisons of {TOKENS} tokens")
     assert ties <= 1
 
 

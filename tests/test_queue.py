@@ -23,8 +23,15 @@ def many(target, params, draft, batch, size):
     )
 
 
-@pytest.mark.parametrize("kind", ["k-ary", "look-up chain"])
-@pytest.mark.parametrize("size", [4, 64])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("k-ary", 4),
+        ("look-up chain", 64),
+        pytest.param("k-ary", 64, marks=pytest.mark.slow),
+        pytest.param("look-up chain", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_every_prompt_gets_the_text_that_it_gets_without_a_queue(
     kind, size, target, params, drafts, batch
 ):

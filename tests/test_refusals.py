@@ -96,6 +96,10 @@ SLIDING = ["sliding_attention"] * 2
         ("opt", {"layer_norm_elementwise_affine": False}, ["layer_norm_elementwise_affine=False"]),
         ("opt", {"activation_function": "gelu"}, ["activation_function='gelu'", "relu"]),
         ("bloom", {}, ["model_type='bloom'", *FAMILIES]),
+        (["llama"], {}, ["model_type=['llama']", *FAMILIES]),
+        ("llama", {"hidden_act": ["silu"]}, ["hidden_act=['silu']"]),
+        ("llama", {"rope_scaling": "linear"}, ["rope_scaling='linear' must be an object"]),
+        ("llama", {"vocab_size": 10**12}, ["vocab_size=1000000000000 is more than"]),
     ],
 )
 def test_what_a_family_does_not_compute_is_refused_by_name(family, fields, words):

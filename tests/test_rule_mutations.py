@@ -26,6 +26,7 @@ def follows_the_law(rule=without_replacement, tree=PAIRS, **how) -> bool:
     return p_value(counts_of(written), joint_law(**how)) > SMALLEST_P
 
 
+@pytest.mark.slow
 def test_drawing_from_p_in_place_of_the_residual(monkeypatch):
     monkeypatch.setattr(token_level, "residual", lambda p, q: p)
     assert not follows_the_law(token_level, Tree.chain(2))
@@ -38,6 +39,7 @@ def test_a_residual_that_is_not_normalised(monkeypatch):
     assert not follows_the_law()
 
 
+@pytest.mark.slow
 def test_a_law_of_the_draft_that_is_not_normalised_without_its_rejected_token(monkeypatch):
     def unscaled(q, token):
         return jnp.where(jnp.arange(len(q)) == token, 0.0, q)
@@ -47,6 +49,7 @@ def test_a_law_of_the_draft_that_is_not_normalised_without_its_rejected_token(mo
     assert not follows_the_law(tree=Tree.branching((4,)), temperature=0.5)
 
 
+@pytest.mark.slow
 def test_a_law_of_the_draft_at_another_temperature(monkeypatch):
     def colder(dice, candidates, *target_side, tree):
         candidates = candidates.replace(logits=candidates.logits / 0.5)
@@ -85,11 +88,13 @@ def test_candidates_that_are_chosen_and_weighed_by_a_soft_law(monkeypatch):
     assert not follows_the_law()
 
 
+@pytest.mark.slow
 def test_drafting_testing_and_emitting_with_the_same_dice(monkeypatch):
     monkeypatch.setattr(rejection, "EMITTING", rejection.DRAFTING)
     assert not follows_the_law()
 
 
+@pytest.mark.slow
 def test_penalties_that_ignore_the_tokens_of_the_block(monkeypatch):
     def forgetful(logits, sampling, history, ahead=None):
         return warp(logits, sampling, history)
@@ -100,6 +105,7 @@ def test_penalties_that_ignore_the_tokens_of_the_block(monkeypatch):
     assert not follows_the_law(**how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [PAIRS, Tree.chain(2)])
 def test_none_of_this_is_so_of_the_rules_as_they_are(tree):
     assert follows_the_law(tree=tree)

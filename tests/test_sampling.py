@@ -7,6 +7,7 @@ import pytest
 from laws import next_token_law
 
 from jspec import Sampling, sampling
+from jspec.cuts import keep_min_p
 from jspec.penalties import recall
 from jspec.sampling import noise, pick, warp
 
@@ -144,3 +145,9 @@ def test_a_wrong_setting_is_refused_in_one_line_that_names_it(name, value):
     with pytest.raises(ValueError, match=f"^{name}=") as refused:
         sampling(2, **{name: value})
     assert "\n" not in str(refused.value)
+
+
+def test_a_min_p_of_one_keeps_the_likeliest_and_what_ties_with_it():
+    logits = jnp.array([[[0.5, 2.0, 2.0, -1.0]]])
+    kept = keep_min_p(logits, jnp.ones(1))
+    np.testing.assert_array_equal(np.isfinite(kept[0, 0]), [False, True, True, False])

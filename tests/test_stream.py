@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from texts import TOKENS, plain_text, speculative_text, stopping
+from texts import plain_text, speculative_text, stopping
 
 from jspec import stream, stream_plain
 
 # So that rows end at different times: a piece passes those that are done.
 STOPS = (7, 33)
+TOKENS = 64
 
 
 def assert_grows_to(pieces, whole) -> None:
@@ -23,7 +24,7 @@ def assert_grows_to(pieces, whole) -> None:
 @pytest.mark.parametrize("rounds", [7, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_stream_writes_what_generate_writes(rounds, target, params, drafts, batch):
     draft, batch = drafts["chain"], stopping(batch, STOPS)
-    whole = speculative_text(target, params, batch, draft)
+    whole = speculative_text(target, params, batch, draft, TOKENS)
     pieces = list(
         stream(
             params,
@@ -41,9 +42,9 @@ def test_a_stream_writes_what_generate_writes(rounds, target, params, drafts, ba
 
 def test_a_plain_stream_writes_what_plain_decoding_writes(target, params, batch):
     batch = stopping(batch, STOPS)
-    whole = plain_text(target, params, batch)
-    pieces = list(stream_plain(params, *batch, target=target, tokens=TOKENS, rounds=50))
-    assert len(pieces) == -(-int(whole.rounds.max()) // 50)
+    whole = plain_text(target, params, batch, TOKENS)
+    pieces = list(stream_plain(params, *batch, target=target, tokens=TOKENS, rounds=20))
+    assert len(pieces) == -(-int(whole.rounds.max()) // 20)
     assert_grows_to(pieces, whole)
 
 

@@ -41,6 +41,7 @@ def test_overrides_are_typed_by_their_fields_and_made_at_once():
         ("model=big", "model='big' must be of type ModelConfig"),
         ("steps", "'steps' is no change: write field=value"),
         ("chunk=48", "chunk=48: length=64 is no multiple of it"),
+        ("seed=-1", "seed=-1: must lie in 0..4294967295"),
         ("length=65", "length=65 is longer than the model's context of 64"),
     ],
 )
@@ -59,5 +60,8 @@ def test_train_refuses_bad_overrides_before_it_writes(capsys, tmp_path, change, 
 
 def test_train_refuses_a_file_that_is_no_config(capsys, tmp_path):
     assert "no such file" in refused(capsys, "train", str(tmp_path / "none.py"))
+    for name, text in {"syntax": "def config(:", "leaves": "raise SystemExit(0)"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        assert "does not run" in refused(capsys, "train", str(tmp_path / f"{name}.py"))
     (tmp_path / "empty.py").write_text("")
     assert "def config()" in refused(capsys, "train", str(tmp_path / "empty.py"))

@@ -17,11 +17,6 @@ from jspec.verify import coupled
 SHORT = ("--prompts", "2", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0", "1")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
-
-
 @pytest.fixture(autouse=True)
 def small(models, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", models)
@@ -34,6 +29,7 @@ def verify(capsys, *arguments: str) -> tuple[int, dict, str]:
     return code, json.loads(out) if out else {}, err
 
 
+@pytest.mark.slow
 def test_the_target_as_its_own_draft_is_in_perfect_health(capsys):
     code, found, _ = verify(capsys, "--draft", "zoo:target", "--tree", "chain:3")
     assert code == 0
@@ -53,6 +49,7 @@ def test_an_untrained_draft_is_found_out(capsys):
 
 
 @pytest.mark.parametrize("rule", ["token_level", "without_replacement"])
+@pytest.mark.slow
 def test_a_rejection_rule_is_held_to_the_law(capsys, rule):
     code, found, _ = verify(capsys, "--rule", rule, "--tree", "chain:2")
     cold, hot = found["temperatures"]
@@ -61,6 +58,7 @@ def test_a_rejection_rule_is_held_to_the_law(capsys, rule):
     assert hot["passed"] and hot["law_p_value"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_rule_that_takes_the_drafts_word_fails(capsys, monkeypatch):
     right = coupled.verify
 

@@ -22,11 +22,11 @@ from jax import Array
 
 from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache
+from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
 from jspec.draft.small_model import SmallModelDrafter, passes
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
-from jspec.verify import coupled
 
 ROUNDS = 32
 
@@ -57,10 +57,13 @@ def breakdown(
 ) -> Breakdown:
     """Times the two loops on the first batch of a workload, `repetitions` times each, in turns."""
     names = {"target": target, "drafter": method.drafter}
-    start = jax.jit(functools.partial(begin, **names, rule=coupled, tokens=work.tokens))
-    state = start(params, method.draft, work.batches[0])
+    state = begin(
+        params, method.draft, work.batches[0], **names, rule=method.rule, tokens=work.tokens
+    )
     law = work.sampling(temperature)
-    rounds = functools.partial(_rounds, params, method.draft, state, work.keys[0], law, **names)
+    rounds = functools.partial(
+        _rounds, params, method.draft, state, work.keys[0], law, **names, rule=method.rule
+    )
     late = _late(rounds())
     passes = functools.partial(_passes, params, method.draft, state, late, **names)
     jax.block_until_ready(passes())
@@ -83,7 +86,7 @@ def _late(result: tuple[State, Array]) -> Array:
     return steps[1:] > steps[:-1]
 
 
-@functools.partial(jax.jit, static_argnames=("target", "drafter"))
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule"))
 def _rounds(
     params: Params,
     draft: Params,
@@ -93,6 +96,7 @@ def _rounds(
     *,
     target: Model,
     drafter: Any,
+    rule: Rule,
 ) -> tuple[State, Array]:
     """The state after `ROUNDS` rounds, and how many of them began with a late token.
 
@@ -102,7 +106,9 @@ def _rounds(
     def advance(_: int, carry: tuple[State, Array]) -> tuple[State, Array]:
         state, late = carry
         begins_late = jnp.any(getattr(state.drafter, "late", jnp.array(False)))
-        state = speculate(params, draft, state, keys, law, target=target, drafter=drafter)
+        state = speculate(
+            params, draft, state, keys, law, target=target, drafter=drafter, rule=rule
+        )
         return state, late + begins_late
 
     return jax.lax.fori_loop(0, ROUNDS, advance, (state, jnp.int32(0)))

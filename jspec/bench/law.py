@@ -6,9 +6,10 @@ import numpy as np
 
 from jspec.bench.agreement import logits_at
 from jspec.bench.suite import Method
-from jspec.decode import generate, prompts
+from jspec.decode import generate
 from jspec.models.protocol import Model, Params
 from jspec.penalties import recall
+from jspec.ragged import prompts
 from jspec.sampling import sampling, warp
 
 ROWS, PIECES = 256, 8

@@ -10,6 +10,7 @@ from rich.table import Table
 from jspec.bench import peers
 from jspec.bench.agreement import Difference
 from jspec.bench.breakdown import Breakdown
+from jspec.bench.fullness import Fullness
 from jspec.bench.suite import PLAIN
 from jspec.bench.summary import Row, best
 from jspec.bench.table import table
@@ -22,6 +23,7 @@ class Report:
     rows: Sequence[Row]
     differences: Sequence[Difference]
     breakdowns: Sequence[Breakdown]
+    queues: Sequence[Fullness]
     compile_seconds: dict[str, float]
     setting: dict[str, Any]
 
@@ -32,6 +34,7 @@ class Report:
             "against_transformers": list(self._against()),
             "differences": [difference.record() for difference in self.differences],
             "breakdown": [breakdown.record() for breakdown in self.breakdowns],
+            "queue": [queue.record() for queue in self.queues],
             "compile_seconds": self.compile_seconds,
             "setting": self.setting,
         }
@@ -63,6 +66,12 @@ class Report:
             screen.print(str(difference))
         if self.breakdowns:
             screen.print(_parts(self.breakdowns))
+        for queue in self.queues:
+            screen.print(
+                f"{queue.method} at T={queue.temperature:g}: {queue.prompts} prompts of mixed "
+                f"lengths through a batch of {queue.batch}: {queue.queue_rate:.0f} tokens/s, "
+                f"{queue.share:.2f} of the {queue.full_rate:.0f} of a batch that never empties"
+            )
 
     def _shown(self) -> list[Row]:
         """All rows of ours, and of each way of transformers the best number of threads."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jspec.tree import Tree
 
+LONGEST_PATH = 255  # longer names some systems do not even look up
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
     "length), comb:3x2x2 (children of the first node of each level), or a file of JSON paths "
@@ -41,7 +42,8 @@ def _check_size(text: str, size: int, context: int) -> None:
 
 def _widths(text: str) -> tuple[int, ...] | None:
     """Children a node, level by level; None when the text must be the name of a file."""
-    shape = re.fullmatch(r"(chain:|comb:|fork:(?=\d+x\d+$))?(\d{1,6}(?:x\d{1,6}){0,99})", text)
+    form = r"(chain:|comb:|fork:(?=\d+x\d+$))?(\d{1,6}(?:x\d{1,6}){0,99})"
+    shape = re.fullmatch(form, text, re.ASCII)
     if shape is None or (shape[1] == "chain:" and "x" in shape[2]):
         return None
     numbers = tuple(map(int, shape[2].split("x")))
@@ -56,11 +58,11 @@ def _widths(text: str) -> tuple[int, ...] | None:
 
 def _read_paths(text: str) -> Tree:
     file = Path(text)
-    if not file.is_file():
-        raise ValueError(f"tree={text!r} is no tree and no file: {FORMS}")
+    if len(text) > LONGEST_PATH or "\0" in text or not file.is_file():
+        raise ValueError(f"tree={text[:LONGEST_PATH]!r} is no tree and no file: {FORMS}")
     try:
         paths = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"tree={text!r} is not JSON ({error}): {FORMS}") from None
     whole = isinstance(paths, list) and all(
         isinstance(path, list) and all(type(rank) is int for rank in path) for path in paths

@@ -10,16 +10,19 @@ import numpy as np
 from jspec.bench.shapes import read_tree
 from jspec.bench.timing import Run
 from jspec.candidates import Rule
-from jspec.decode import Generation, Prompts, autoregress, generate, prompts
+from jspec.decode import Generation, autoregress, generate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
+from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
-from jspec.verify import coupled
+from jspec.verify import coupled, one_sample
 
 PLAIN = "plain"
+# The rules under which text is plain decoding's, and not only of its law.
+PLAIN_TEXT = (coupled, one_sample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,21 @@ def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:
     return Method(name, LookupDrafter(read_tree(tree, context)), rule=rule)
 
 
+def admitted(methods: Sequence[Method]) -> list[Method]:
+    """Those whose rule is exact for what they guess; raises what the last one lacks if none is."""
+    kept, refusal = [], None
+    for method in methods:
+        try:
+            method.rule.admit(method.drafter.tree, method.drafter.draws)
+        except ValueError as error:
+            refusal = error
+        else:
+            kept.append(method)
+    if methods and not kept:
+        raise refusal
+    return kept
+
+
 class Program:
     """A method, compiled for a workload; a `Runner`."""
 
@@ -104,7 +122,14 @@ class Program:
         started = time.perf_counter()
         generation = jax.block_until_ready(self._compiled(*arguments))
         seconds = time.perf_counter() - started
-        return Run(seconds, np.asarray(generation.tokens), int(generation.rounds.sum()))
+        rounds, kept = int(generation.rounds.sum()), np.asarray(generation.kept)
+        return Run(
+            seconds,
+            np.asarray(generation.tokens),
+            rounds,
+            kept=int(kept[:, 1:].sum()),
+            most=rounds * (kept.shape[1] - 1),
+        )
 
     def write(self, batch: int, temperature: float) -> Generation:
         """What the method writes, untimed."""

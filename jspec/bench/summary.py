@@ -18,6 +18,7 @@ class Row:
         `fastest` are the repetitions at the ends.
       speedup: the median over repetitions of the ratio to plain decoding in the same repetition.
       tokens_per_round: written tokens per forward pass of the target; None where not known.
+      acceptance: guesses kept over the most that the rounds could keep; None without guesses.
       identical: whether every token is plain decoding's; None where that cannot be expected.
     """
 
@@ -28,6 +29,7 @@ class Row:
     fastest: float
     speedup: float
     tokens_per_round: float | None
+    acceptance: float | None
     identical: bool | None
 
 
@@ -55,6 +57,7 @@ def summarise(samples: Sequence[Sample], *, coupled: Sequence[str]) -> list[Row]
                     max(rates),
                     median(ours / theirs for ours, theirs in zip(rates, plain, strict=True)),
                     _per_round(here, method),
+                    _acceptance(here, method),
                     _texts(here, method) == texts if comparable else None,
                 )
             )
@@ -86,6 +89,12 @@ def _rates(samples: Sequence[Sample], method: str) -> list[float]:
 def _texts(samples: Sequence[Sample], method: str) -> list[list[list[int]]]:
     runs = [s for s in samples if s.method == method and s.repetition == 0]
     return [s.run.tokens.tolist() for s in sorted(runs, key=lambda s: s.batch)]
+
+
+def _acceptance(samples: Sequence[Sample], method: str) -> float | None:
+    runs = [s.run for s in samples if s.method == method]
+    most = sum(run.most for run in runs)
+    return sum(run.kept for run in runs) / most if most else None
 
 
 def _per_round(samples: Sequence[Sample], method: str) -> float | None:

@@ -12,7 +12,7 @@ def table(rows: Sequence[Row], title: str, *, spread: bool) -> Table:
     grid = Table(title=title, title_justify="left", title_style="bold")
     grid.add_column("method")
     columns = ["T", "tokens/s", *(["slowest..fastest"] if spread else []), "speed-up"]
-    for name in (*columns, "tokens/round", "same text"):
+    for name in (*columns, "tokens/round", "acceptance", "same text"):
         grid.add_column(name, justify="right")
     for number, row in enumerate(rows):
         following = rows[number + 1 : number + 2]
@@ -22,8 +22,13 @@ def table(rows: Sequence[Row], title: str, *, spread: bool) -> Table:
             f"{row.tokens_per_second:.0f}",
             *([f"{row.slowest:.0f}..{row.fastest:.0f}"] if spread else []),
             f"{row.speedup:.2f}x",
-            "-" if row.tokens_per_round is None else f"{row.tokens_per_round:.2f}",
+            _figure(row.tokens_per_round),
+            _figure(row.acceptance),
             {True: "yes", False: "no", None: "-"}[row.identical],
             end_section=bool(following) and following[0].temperature != row.temperature,
         )
     return grid
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -13,12 +13,14 @@ import numpy as np
 class Run:
     """One timed generation: `tokens` `[B, T]`, and how many `rounds` wrote them, all rows added.
 
-    `rounds` is 0 where it is not known.
+    `rounds` is 0 where it is not known. Of the guesses, `kept` were, and `most` could have been.
     """
 
     seconds: float
     tokens: np.ndarray
     rounds: int = 0
+    kept: int = 0
+    most: int = 0
 
 
 class Runner(Protocol):

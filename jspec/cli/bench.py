@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, read_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.breakdown import Breakdown
+    from jspec.bench.fullness import Fullness
     from jspec.bench.peers import Peer
     from jspec.bench.suite import Method, Program, Workload
     from jspec.formats.huggingface import Checkpoint
@@ -31,6 +32,8 @@ class Bench(Verb):
     """Trees for each draft: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
     lookups: tuple[str, ...] = settings.LOOKUPS
     """Chains and forks for prompt look-up."""
+    rules: tuple[Rule, ...] = ("coupled",)
+    """Verification rules; each is run with the trees and drafters that it is exact for."""
     temperatures: tuple[float, ...] = settings.TEMPERATURES
     """Temperatures to sample at."""
     prompts: int = settings.BENCH_PROMPTS
@@ -51,12 +54,16 @@ class Bench(Verb):
     """Use prose, which the zoo has not been trained on, instead of code."""
     against_transformers: bool = False
     """Also time Hugging Face generate and assisted generation (PyTorch, float32)."""
+    queue: bool = False
+    """Also put all prompts, cut to mixed lengths, through `generate_many`, and hold its speed
+    against a batch that never empties."""
     breakdown: bool = False
     """Also measure the share of a round that is spent outside the models' forward passes."""
 
     def run(self) -> int:
         from jspec.bench.agreement import differences
         from jspec.bench.report import Report
+        from jspec.bench.suite import PLAIN_TEXT
         from jspec.bench.summary import summarise
         from jspec.bench.timing import interleave
 
@@ -67,7 +74,7 @@ class Bench(Verb):
         methods = self._methods(target, drafts)
         batches = len(work.batches)
         runs = self.repetitions * len(self.temperatures) * batches
-        parts = len(self._taken_apart(methods))
+        parts = (self.breakdown + self.queue) * len(self._speculative(methods))
         with steps(len(methods) + self.against_transformers + runs + parts) as tick:
             programs = [self._compile(method, target, work, tick) for method in methods]
             samples = interleave(
@@ -78,12 +85,14 @@ class Bench(Verb):
                 tick=tick,
             )
             breakdowns = self._breakdowns(methods, target, work, tick)
-        ours = [method.name for method in methods]
-        own = [sample for sample in samples if sample.method in ours]
+            queues = self._queues(methods, target, work, tick)
+        ours = {method.name: method.rule in PLAIN_TEXT for method in methods}
+        own = [s for s in samples if s.method in ours and (ours[s.method] or s.temperature == 0)]
         report = Report(
-            summarise(samples, coupled=ours),
+            summarise(samples, coupled=[name for name, same in ours.items() if same]),
             differences(own, target.model, target.params, work),
             breakdowns,
+            queues,
             {program.name: program.compile_seconds for program in programs},
             self._setting(target),
         )
@@ -121,18 +130,22 @@ class Bench(Verb):
         )
 
     def _methods(self, target: "Checkpoint", drafts: "dict[str, Checkpoint]") -> "list[Method]":
-        from jspec.bench.suite import PLAIN, Method, lookup, small_model
+        from jspec import verify
+        from jspec.bench.suite import PLAIN, Method, admitted, lookup, small_model
 
         context = target.model.config.context
-        return [
-            Method(PLAIN),
-            *(
-                small_model(f"{name} {tree}", draft, tree, context)
+        methods = []
+        for word in self.rules:
+            rule, said = getattr(verify, word), "" if word == "coupled" else f" {word}"
+            methods += [
+                small_model(f"{name} {tree}{said}", draft, tree, context, rule)
                 for name, draft in drafts.items()
                 for tree in self.trees
-            ),
-            *(lookup(f"look-up {tree}", tree, context) for tree in self.lookups),
-        ]
+            ]
+            methods += [
+                lookup(f"look-up {tree}{said}", tree, context, rule) for tree in self.lookups
+            ]
+        return [Method(PLAIN), *admitted(methods)]
 
     def _compile(
         self, method: "Method", target: "Checkpoint", work: "Workload", tick: Tick
@@ -157,9 +170,7 @@ class Bench(Verb):
         folders = [(name, draft.folder) for name, draft in drafts.items()]
         return peers(target.folder, folders, work)
 
-    def _taken_apart(self, methods: "Sequence[Method]") -> "list[tuple[Method, float]]":
-        if not self.breakdown:
-            return []
+    def _speculative(self, methods: "Sequence[Method]") -> "list[tuple[Method, float]]":
         speculative = [method for method in methods if method.drafter is not None]
         return [(method, t) for method in speculative for t in self.temperatures]
 
@@ -173,7 +184,7 @@ class Bench(Verb):
         from jspec.bench.breakdown import breakdown
 
         found = []
-        for method, temperature in self._taken_apart(methods):
+        for method, temperature in self._speculative(methods) if self.breakdown else []:
             tick(f"taking apart {method.name}")
             found.append(
                 breakdown(
@@ -183,6 +194,32 @@ class Bench(Verb):
                     work,
                     temperature=temperature,
                     repetitions=max(self.repetitions, 5),
+                )
+            )
+        return found
+
+    def _queues(
+        self,
+        methods: "Sequence[Method]",
+        target: "Checkpoint",
+        work: "Workload",
+        tick: Tick,
+    ) -> "list[Fullness]":
+        from jspec.bench.fullness import fullness, ragged
+
+        found = []
+        for method, temperature in self._speculative(methods) if self.queue else []:
+            tick(f"a queue for {method.name}")
+            found.append(
+                fullness(
+                    method,
+                    target.model,
+                    target.params,
+                    ragged(work, shortest=self.prompt_length // 8 or 1, seed=self.seed),
+                    batch=self.batch,
+                    tokens=self.tokens,
+                    temperature=temperature,
+                    repetitions=self.repetitions,
                 )
             )
         return found

@@ -169,11 +169,9 @@ def show_generation(program: "Program", tokenizer: Any) -> None:
 
 def coloured(tokens: Sequence[int], guessed: Sequence[bool], tokenizer: Any) -> Text:
     """The text, run by run of tokens from the same hand."""
+    from jspec.authorship import runs
+
     text = Text()
-    start = 0
-    for end in range(1, len(tokens) + 1):
-        if end == len(tokens) or guessed[end] != guessed[start]:
-            style = GUESSED if guessed[start] else SUPPLIED
-            text.append(tokenizer.decode(tokens[start:end]), style=style)
-            start = end
+    for run, hit in runs(tokens, guessed, tokenizer):
+        text.append(run, style=GUESSED if hit else SUPPLIED)
     return text

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
 from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.placement import placed, read_mesh
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
 from jspec.cli.writing import Writing, read_prompt
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jspec.decode import Generation
     from jspec.formats.huggingface import Checkpoint
     from jspec.sampling import Sampling
@@ -69,16 +72,25 @@ class Generate(Verb):
     """Of the weights and the computation."""
     no_stop: bool = False
     """Write on past an end of text."""
+    mesh: tuple[str, ...] = ()
+    """Cut the models over all devices: data=2 tensor=4, or fsdp=8."""
+    replicate_draft: bool = False
+    """Give every device of the mesh the whole draft."""
+    distributed: bool = False
+    """Join the other processes of a launch, which SLURM, a TPU pod or JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID tell of."""
 
     def run(self) -> int:
+        first = _join() if self.distributed else True
         self._check()
         text = read_prompt(self.prompt, self.file)
-        target = read_target(self.target, self.dtype)
+        mesh = read_mesh(self.mesh)
+        target = read_target(self.target, self.dtype, mesh)
         ids = self._encode(target, text)
-        pieces = self._write(target, ids)
-        writing = Writing(target, until=self.until, quiet=self.json)
+        pieces = self._write(target, ids, mesh)
+        writing = Writing(target, until=self.until, quiet=self.json or not first)
         interrupted = False
-        with waiting("compiling, and reading the prompt") as arrived:
+        with placed(mesh), waiting("compiling, and reading the prompt") as arrived:
             try:
                 for piece in pieces:
                     arrived()
@@ -88,7 +100,8 @@ class Generate(Verb):
             except KeyboardInterrupt:
                 interrupted = True
         writing.finish()
-        self._report(writing, len(ids))
+        if first:
+            self._report(writing, len(ids))
         return INTERRUPTED if interrupted else DONE
 
     def _check(self) -> None:
@@ -133,23 +146,28 @@ class Generate(Verb):
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
         )
 
-    def _write(self, target: "Checkpoint", ids: list[int]) -> "Iterator[Generation]":
+    def _write(
+        self, target: "Checkpoint", ids: list[int], mesh: "Mesh | None"
+    ) -> "Iterator[Generation]":
         """Checks what is left to check, and starts the generation."""
         import jax
 
         from jspec import verify
-        from jspec.decode import prompts
+        from jspec.ragged import prompts
         from jspec.stream import stream, stream_plain
 
         stops = () if self.no_stop else target.end_of_text
         law = self._law(target.model.config.vocabulary, stops)
         context = target.model.config.context
-        batch = prompts([ids], context=context, tokens=self.tokens)
+        vocabulary = target.model.config.vocabulary
+        batch = prompts([ids], context=context, tokens=self.tokens, vocabulary=vocabulary)
         keys = jax.random.key(self.seed)[None]
         options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
             return stream_plain(target.params, batch, keys, law, **options)
-        drafter, draft = self._drafter(target, context)
+        drafter, draft = self._drafter(target, context, mesh)
+        rule = getattr(verify, self.rule)
+        rule.admit(drafter.tree, drafter.draws)
         return stream(
             target.params,
             draft,
@@ -157,24 +175,31 @@ class Generate(Verb):
             keys,
             law,
             drafter=drafter,
-            rule=getattr(verify, self.rule),
+            rule=rule,
             **options,
         )
 
-    def _drafter(self, target: "Checkpoint", context: int) -> tuple[Any, Any]:
+    def _drafter(self, target: "Checkpoint", context: int, mesh: "Mesh | None") -> tuple[Any, Any]:
         """The drafter and its parameters."""
         from jspec.bench.shapes import read_tree
         from jspec.draft.lookup import LookupDrafter
         from jspec.draft.small_model import SmallModelDrafter
 
+        usual = settings.LOOKUP if self.lookup else settings.TREE
+        tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
-            return LookupDrafter(read_tree(self.tree or settings.LOOKUP, context)), ()
+            return LookupDrafter(tree), ()
         if self.draft is None and self.target != settings.TARGET:
             raise ValueError(
                 f"target={self.target!r} has no draft of its own: give --draft, --lookup or --plain"
             )
-        tree = read_tree(self.tree or settings.TREE, context)
-        draft = read_draft(self.draft or settings.DRAFT, target, self.dtype)
+        draft = read_draft(
+            settings.DRAFT if self.draft is None else self.draft,
+            target,
+            self.dtype,
+            mesh,
+            replicated=self.replicate_draft,
+        )
         return SmallModelDrafter(draft.model, tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:
@@ -199,6 +224,16 @@ class Generate(Verb):
             )
         else:
             console().print("\n".join(describe(found, prompt, ended)), soft_wrap=True)
+
+
+def _join() -> bool:
+    """Joins the launch; whether this is its first process, the one that speaks."""
+    import jax
+
+    from jspec.launch import join
+
+    join()
+    return jax.process_index() == 0
 
 
 def _read_bias(text: str) -> tuple[int, float]:

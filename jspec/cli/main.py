@@ -15,6 +15,7 @@ from jspec.cli.bench import Bench
 from jspec.cli.demo import Demo
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
+from jspec.cli.import_model import Import
 from jspec.cli.train import Train
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 from jspec.cli.verify import Verify
@@ -26,6 +27,7 @@ VERBS = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Import, subcommand("import")]
 )
 DESCRIPTION = "Lossless speculative decoding: the same text, sooner."
 
@@ -43,6 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output left, as `head` does; nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def entry() -> None:
+    """The command `jspec`. Once interrupted it leaves at once: a compilation that still runs in
+    another thread would die of the interpreter's own end."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == INTERRUPTED:
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

@@ -5,27 +5,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from jspec.formats.huggingface import Checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Rule = Literal["coupled", "one_sample", "token_level", "with_replacement", "without_replacement"]
 
 
-def read_model(argument: str, source: str, dtype: str) -> "Checkpoint":
-    """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument."""
+def read_model(
+    argument: str,
+    source: str,
+    dtype: str,
+    mesh: "Mesh | None" = None,
+    *,
+    replicated: bool = False,
+) -> "Checkpoint":
+    """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument.
+
+    Args:
+      mesh: where to; replicated: whether every device gets all of it.
+    """
     from jspec import zoo
     from jspec.formats.huggingface import load
+    from jspec.sharding import REPLICATED, RULES
 
+    rules = REPLICATED if replicated else RULES
     try:
-        return load(zoo.find(source), dtype=dtype)
+        return load(zoo.find(source), dtype=dtype, mesh=mesh, rules=rules)
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
         raise ValueError(f"{argument}={source!r}: {reason}") from error
 
 
-def read_target(source: str, dtype: str) -> "Checkpoint":
+def read_target(source: str, dtype: str, mesh: "Mesh | None" = None) -> "Checkpoint":
     """Loads a model that can write text: one with a tokenizer."""
-    target = read_model("target", source, dtype)
+    target = read_model("target", source, dtype, mesh)
     if target.tokenizer is None:
         raise ValueError(
             f"target={source!r} has no tokenizer: put its tokenizer.json beside config.json"
@@ -33,9 +48,16 @@ def read_target(source: str, dtype: str) -> "Checkpoint":
     return target
 
 
-def read_draft(source: str, target: "Checkpoint", dtype: str) -> "Checkpoint":
+def read_draft(
+    source: str,
+    target: "Checkpoint",
+    dtype: str,
+    mesh: "Mesh | None" = None,
+    *,
+    replicated: bool = False,
+) -> "Checkpoint":
     """Loads a draft whose tokens are the target's."""
-    draft = read_model("draft", source, dtype)
+    draft = read_model("draft", source, dtype, mesh, replicated=replicated)
     sizes = draft.model.config.vocabulary, target.model.config.vocabulary
     if draft.tokenizer is None:
         if sizes[0] != sizes[1]:

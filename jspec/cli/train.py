@@ -49,8 +49,14 @@ def read_recipe(file: Path) -> "Recipe":
 
     if not file.is_file():
         raise FileNotFoundError(f"config={str(file)!r}: no such file; give configs/NAME.py")
-    config = runpy.run_path(str(file)).get("config")
-    recipe = config() if callable(config) else None
+    try:
+        config = runpy.run_path(str(file)).get("config")
+        recipe = config() if callable(config) else None
+    # The file is somebody's program, and may raise or exit as it likes.
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"config={str(file)!r} does not run ({type(error).__name__}: {error})"
+        ) from error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"config={str(file)!r} has no `def config() -> Recipe`: write one")
     return recipe

@@ -121,12 +121,13 @@ class Verify(Verb):
         from jspec.bench.acceptance import acceptance
         from jspec.bench.agreement import differences
         from jspec.bench.law import SMALLEST_P, first_token_law
+        from jspec.bench.suite import PLAIN_TEXT
         from jspec.bench.timing import Sample
 
         tick(f"writing at T={temperature:g}")
         written = ours.write(0, temperature)
         found = {"temperature": temperature, **acceptance(written)}
-        if self.rule in ("coupled", "one_sample") or temperature == 0:
+        if method.rule in PLAIN_TEXT or temperature == 0:
             samples = [
                 Sample.untimed(program.name, temperature, tokens)
                 for program, tokens in (

@@ -74,6 +74,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         name, text = "prompt (standard input)", _decode(sys.stdin.buffer.read(), "standard input")
     if not text:
         raise ValueError(f"{name} is empty: a prompt needs at least one character")
+    # What a shell passes may be any bytes.
+    _decode(text.encode("utf-8", "surrogateescape"), name)
     return text
 
 

@@ -48,6 +48,8 @@ class Recipe:
         for field in ("length", "batch", "steps", "evaluate_every", "save_every", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
         if self.length > self.model.context:
             raise ValueError(
                 f"length={self.length} is longer than the model's context of {self.model.context}"

@@ -26,8 +26,8 @@ ADVICE = {
 def family_of(config: Fields) -> str:
     """The `model_type` of a `config.json`, which is one that we know."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        advice = ADVICE.get(kind, f"{', '.join(FAMILIES)} are")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        advice = ADVICE.get(str(kind), f"{', '.join(FAMILIES)} are")
         raise ValueError(f"model_type={kind!r} is not known: {advice}")
     return kind
 

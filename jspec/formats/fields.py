@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Fields = Mapping[str, Any]
+LARGEST = 2**31 - 1  # sizes and tokens are counted in int32
 
 
 def number(fields: Fields, name: str, default: float | None = None, kind: type = int) -> Any:
@@ -15,6 +16,8 @@ def number(fields: Fields, name: str, default: float | None = None, kind: type =
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole or (kind is float and isinstance(value, float))) or not value > 0:
         raise ValueError(f"{name}={value!r} must be a positive {kind.__name__}")
+    if kind is int and value > LARGEST:
+        raise ValueError(f"{name}={value!r} is more than {LARGEST}")
     return kind(value)
 
 
@@ -39,7 +42,7 @@ def flag(fields: Fields, name: str, default: bool = False) -> bool:
 def choice(fields: Fields, name: str, known: Mapping[str, str], default: str) -> str:
     """Our word for theirs: the field's, or the default's where it is absent."""
     value = fields.get(name, default)
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}={value!r} is not read: {', '.join(known)} is")
     return known[value]
 

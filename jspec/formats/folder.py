@@ -50,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}): download or save it again") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} holds a {type(content).__name__} where an object belongs")

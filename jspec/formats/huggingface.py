@@ -9,18 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
 from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
+from jspec.formats.fields import LARGEST
 from jspec.formats.folder import read_json, replacing, write_json
-from jspec.formats.tensors import Stored, list_tensors, write_tensors
+from jspec.formats.tensors import write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
+from jspec.formats.weights import read_params
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import Transformer, transformer
+from jspec.sharding import RULES, Rules
 
 FLOATS = ("float32", "bfloat16", "float16")
-# What safetensors headers call the dtypes that weights may have; the rest are quantised.
-STORED_FLOATS = ("F64", "F32", "BF16", "F16")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -45,12 +47,21 @@ class Checkpoint:
         return read_tokenizer(self.folder)
 
 
-def load(source: str | Path, *, dtype: Any = jnp.float32) -> Checkpoint:
+def load(
+    source: str | Path,
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    rules: Rules = RULES,
+) -> Checkpoint:
     """Reads a model, one tensor at a time. Opens no pickle and runs no code of the folder's.
 
     Args:
       source: a local folder, or a name on the Hugging Face hub.
       dtype: what all parameters become: float32, bfloat16 or float16.
+      mesh: where to put them; each device reads its own pieces of the files and no others.
+      rules: which axis of a parameter lives on which axis of the mesh; `sharding.REPLICATED` puts
+        all of the model on every device.
     """
     dtype = _float(dtype)
     folder = _find(source)
@@ -66,7 +77,7 @@ def load(source: str | Path, *, dtype: Any = jnp.float32) -> Checkpoint:
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     end_of_text = _read_end(folder, config)
-    params = _read_params(folder, model, family, dtype)
+    params = read_params(folder, model, family, dtype, mesh, rules)
     return Checkpoint(model, params, end_of_text, folder, family)
 
 
@@ -167,46 +178,9 @@ def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     end = read_json(generation).get("eos_token_id") if generation.is_file() else None
     end = config.get("eos_token_id") if end is None else end
     tokens = [] if end is None else end if isinstance(end, list) else [end]
-    if not all(type(token) is int for token in tokens):
+    if not all(type(token) is int and abs(token) <= LARGEST for token in tokens):
         raise ValueError(f"{folder}: eos_token_id={end!r} must be a token's number, or a list")
     return tuple(tokens)
-
-
-def _read_params(folder: Path, model: LinenModel, family: str, dtype: np.dtype) -> Params:
-    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
-    wanted = {key(family, path): shape.shape for path, shape in shapes.items()}
-    stored = list_tensors(folder)
-    complaints = _compare(wanted, stored, FAMILIES[family].KEYS)
-    if complaints:
-        raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(complaints)}")
-    return unflatten_dict(
-        {
-            path: jnp.asarray(stored[key(family, path)].read().astype(dtype, copy=False))
-            for path in shapes
-        }
-    )
-
-
-def _compare(
-    wanted: dict[str, tuple[int, ...]], stored: dict[str, Stored], keys: dict[str, str]
-) -> list[str]:
-    """All that is wrong with a folder's tensors, each in a few words."""
-    complaints = [f"missing {name} {list(wanted[name])}" for name in sorted(wanted.keys() - stored)]
-    for name, tensor in sorted(stored.items()):
-        if name in wanted:
-            if tensor.shape != wanted[name]:
-                complaints.append(f"{name} should be {list(wanted[name])}, is {list(tensor.shape)}")
-            if tensor.dtype not in STORED_FLOATS:
-                complaints.append(f"{name} is {tensor.dtype}, of {', '.join(STORED_FLOATS)}")
-        elif name.endswith("rotary_emb.inv_freq"):
-            continue  # old transformers saved this table, which the configuration determines
-        elif name == keys["head.weight"]:  # not wanted, so it is tied
-            embedding = stored.get(keys["embedding"])
-            if embedding is None or not np.array_equal(embedding.read(), tensor.read()):
-                complaints.append(f"{name} differs from the embedding it is tied to")
-        else:
-            complaints.append(f"unexpected {name} {list(tensor.shape)}")
-    return complaints
 
 
 def _check_params(model: LinenModel, params: Params) -> dict[tuple[str, ...], jax.Array]:

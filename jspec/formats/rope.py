@@ -20,7 +20,7 @@ ROPE_FIELDS = {
 def read_rope(config: Fields, default: float = 10_000.0) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from either spelling of the fields, or from both if they agree."""
     refuse(config, partial_rotary_factor=1.0)
-    spellings = [config.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    spellings = [_group(config, name) for name in ("rope_scaling", "rope_parameters")]
     scalings = {_read_scaling(fields, config) for fields in spellings if fields} or {None}
     thetas = {
         number(fields, "rope_theta", kind=float)
@@ -30,6 +30,14 @@ def read_rope(config: Fields, default: float = 10_000.0) -> tuple[float, RopeSca
     if len(scalings) > 1 or len(thetas) > 1:
         raise ValueError("rope_theta, rope_scaling and rope_parameters disagree: keep one of them")
     return thetas.pop(), scalings.pop()
+
+
+def _group(config: Fields, name: str) -> Fields:
+    """A field that holds fields."""
+    fields = config.get(name) or {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name}={fields!r} must be an object, or absent")
+    return fields
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:

@@ -24,10 +24,10 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str
 
-    def read(self) -> np.ndarray:
-        """The tensor, in the file's own dtype."""
+    def read(self, piece: tuple[slice, ...] = ()) -> np.ndarray:
+        """A piece of the tensor, or all of it, in the file's own dtype."""
         with safe_open(self.file, framework="numpy") as tensors:
-            return tensors.get_tensor(self.key)
+            return tensors.get_slice(self.key)[piece] if piece else tensors.get_tensor(self.key)
 
 
 def list_tensors(folder: Path) -> dict[str, Stored]:
@@ -45,7 +45,10 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes all tensors into one file."""
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
-    save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
+    try:
+        save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{folder / SINGLE} was not written: {error}") from None
 
 
 def _files(folder: Path) -> list[Path]:

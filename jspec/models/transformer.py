@@ -17,7 +17,7 @@ from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
 from jspec.models.protocol import LinenModel, Output
 from jspec.models.rope import turns
-from jspec.sharding import constrain, named
+from jspec.sharding import ANYWHERE, constrain, named
 
 # A table of learned positions begins with rows that no position has: OPT's files hold two.
 UNUSED_POSITIONS = 2
@@ -91,7 +91,8 @@ class Transformer(nn.Module):
 
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads: `[B, T]` twice -> `[B, T, D]`."""
-        x = self.embedding[tokens]
+        # Rows are looked up whole, and not in pieces that lie across the mesh.
+        x = constrain(self.embedding, ANYWHERE, None)[tokens]
         if self.config.scale_embedding:
             # Rounded as the embedding is: Gemma was trained with the root in bfloat16.
             x = x * jnp.asarray(self.config.width**0.5, x.dtype)

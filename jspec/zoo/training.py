@@ -26,6 +26,9 @@ def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
       note: told what is being done before the first step.
     """
     run = Path(recipe.output).absolute() / recipe.name
+    run.mkdir(parents=True, exist_ok=True)
+    model = transformer(recipe.model)
+    initial = _initial(recipe, model)
     note("reading the standard library")
     documents = training_documents()
     tokenizer = find_tokenizer(run, documents, recipe.model.vocabulary)
@@ -34,8 +37,7 @@ def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
     blocks = Blocks(cut(documents, tokenizer, end, recipe.length), recipe.seed)
     held_out = Blocks(cut(held_out_documents(), tokenizer, end, recipe.length))
     note(f"{blocks.tokens.shape[0] * recipe.length:,} tokens to train on")
-    model = transformer(recipe.model)
-    params = train(recipe, model, _initial(recipe, model), blocks, held_out)
+    params = train(recipe, model, initial, blocks, held_out)
     folder = run / "model"
     save(folder, model, params, tokenizer=tokenizer, end_of_text=(end,), dtype="bfloat16")
     return folder

@@ -1,0 +1,60 @@
+"""What a process of a launch does. Run by tests: `python processes.py WHAT FOLDER ...`."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import jspec
+from jspec.sharding import REPLICATED
+
+MEGABYTE = 2**20
+STATUS = Path("/proc/self/status")
+ROWS = [[3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7], [9, 3, 2]]
+
+
+def load_within(folder: str, cut: str, megabytes: str) -> None:
+    """Loads a model, cut over all devices or whole, with so much memory and no more."""
+    mesh = jspec.make_mesh(tensor=jax.device_count()) if cut == "cut" else None
+    # Threads and compilers take their memory before the limit is set.
+    jax.block_until_ready(jax.jit(lambda x: x @ x)(np.eye(64, dtype=np.float32)))
+    status = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmData"))
+    limit = int(status.split()[1]) * 1024 + int(megabytes) * MEGABYTE
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    loaded = jspec.load(folder, mesh=mesh)
+    held = sum(
+        piece.data.nbytes for x in jax.tree.leaves(loaded.params) for piece in x.addressable_shards
+    )
+    print(json.dumps({"held": held}))
+
+
+def write_text(folder: str) -> None:
+    """Writes text on all devices of the launch, and says what it was."""
+    mesh = jspec.make_mesh(data=2, tensor=jax.device_count() // 2)
+    target = jspec.load(folder, mesh=mesh)
+    draft = jspec.load(folder, mesh=mesh, rules=REPLICATED)
+    with jax.set_mesh(mesh):
+        text = written(target, draft)
+    print(json.dumps({"devices": jax.device_count(), "tokens": np.asarray(text.tokens).tolist()}))
+
+
+def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.Generation:
+    context = target.model.config.context
+    return jspec.generate(
+        target.params,
+        draft.params,
+        jspec.prompts(ROWS, context=context, tokens=12),
+        jax.random.split(jax.random.key(7), len(ROWS)),
+        jspec.sampling(len(ROWS), temperature=[0.0, 0.5, 1.0, 1.5]),
+        target=target.model,
+        drafter=jspec.SmallModelDrafter(draft.model, jspec.Tree.branching((2, 1))),
+        tokens=12,
+    )
+
+
+if __name__ == "__main__":
+    jspec.join()
+    {"load_within": load_within, "write_text": write_text}[sys.argv[1]](*sys.argv[2:])

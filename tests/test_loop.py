@@ -1,0 +1,119 @@
+"""Training from the first batch to the last checkpoint."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from jspec import ModelConfig, transformer
+from jspec.distill.data import Blocks, cut
+from jspec.distill.loop import train
+from jspec.distill.recipe import Recipe, schedule
+
+CONFIG = ModelConfig(50, 16, 16, 1, 2, 1, 8, 64)
+MODEL = transformer(CONFIG)
+RNG = np.random.default_rng(0)
+BLOCKS, HELD_OUT = (Blocks(RNG.integers(0, 50, (6, 17)).astype(np.int32)) for _ in range(2))
+END = 2
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(MODEL.init)(jax.random.key(0))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    return Recipe(
+        "run", CONFIG, output=str(tmp_path), length=16, batch=2, steps=5, warmup=1, keep=10
+    )
+
+
+def steps_of(recipe) -> list[int]:
+    folder = Path(recipe.output) / recipe.name / "checkpoints"
+    return sorted(int(file.name) for file in folder.iterdir())
+
+
+def test_every_epoch_visits_all_blocks_in_a_new_order():
+    rows = {tuple(row): number for number, row in enumerate(BLOCKS.tokens.tolist())}
+    seen = [rows[tuple(row)] for step in range(6) for row in BLOCKS.batch_at(step, 2).tolist()]
+    epochs = [seen[:6], seen[6:12]]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    np.testing.assert_array_equal(BLOCKS.batch_at(4, 2), BLOCKS.batch_at(4, 2))
+    assert np.any(BLOCKS.batch_at(0, 6) != Blocks(BLOCKS.tokens, seed=1).batch_at(0, 6))
+
+
+def test_documents_are_closed_joined_and_cut_so_that_each_token_is_a_target_once():
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "end": END}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    blocks = cut(["a b b", "b a", "b"], tokenizer, END, 4)
+    stream = [0, 1, 1, END, 1, 0, END, 1, END]
+    np.testing.assert_array_equal(blocks, [stream[:5], stream[4:9]])
+    with pytest.raises(ValueError, match="length=40: the documents hold 9 tokens"):
+        cut(["a b b", "b a", "b"], tokenizer, END, 40)
+
+
+def test_checkpoints_come_when_they_are_asked_for_and_after_the_last_step(recipe, params):
+    train(replace(recipe, save_every=2, evaluate_every=3), MODEL, params, BLOCKS, HELD_OUT)
+    assert steps_of(recipe) == [2, 4, 5]
+    log = Path(recipe.output) / "run" / "log.jsonl"
+    records = list(map(json.loads, log.read_text().splitlines()))
+    assert [record["step"] for record in records] == [3, 5]
+    assert all(record["held_out_loss"] > 0 for record in records)
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, params, tmp_path):
+    every = replace(recipe, save_every=1)
+    whole = train(replace(every, output=str(tmp_path / "whole")), MODEL, params, BLOCKS, HELD_OUT)
+    stopped = Stopping(3)
+    with pytest.raises(KeyboardInterrupt):
+        train(every, MODEL, params, stopped, HELD_OUT)
+    other = jax.tree.map(np.zeros_like, params)  # what it begins with does not matter any more
+    resumed = Stopping(99)
+    result = train(every, MODEL, other, resumed, HELD_OUT)
+    assert resumed.asked[0] >= 1
+    jax.tree.map(np.testing.assert_array_equal, result, whole)
+
+
+class Stopping:
+    """The blocks, until somebody presses Ctrl-C before a step."""
+
+    def __init__(self, last: int) -> None:
+        self.last, self.asked = last, []
+
+    def batch_at(self, step: int, size: int) -> np.ndarray:
+        if step == self.last:
+            raise KeyboardInterrupt
+        self.asked.append(step)
+        return BLOCKS.batch_at(step, size)
+
+
+def test_a_number_that_is_none_ends_the_run_at_its_step(recipe, params):
+    broken = replace(recipe, learning_rate=float("nan"), warmup=0, save_every=1)
+    with pytest.raises(FloatingPointError, match="^step 1: norm of the parameters is nan"):
+        train(broken, MODEL, params, BLOCKS, HELD_OUT)
+    assert steps_of(recipe) == []
+    late = replace(broken, name="late", save_every=5, evaluate_every=5)
+    with pytest.raises(FloatingPointError, match="^step 2: .* is nan"):
+        train(late, MODEL, params, BLOCKS, HELD_OUT)
+
+
+def test_a_run_of_another_model_is_not_gone_on_with(recipe, params):
+    train(replace(recipe, steps=1), MODEL, params, BLOCKS, HELD_OUT)
+    wider = replace(CONFIG, width=32)
+    other = transformer(wider)
+    with pytest.raises(ValueError, match="another model .model.width=32 where the run has 16.: "):
+        train(replace(recipe, model=wider), other, other.init(jax.random.key(0)), BLOCKS, HELD_OUT)
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing(recipe):
+    planned = replace(recipe, steps=100, warmup=10, cooldown=0.4, learning_rate=1.0)
+    rates = [float(schedule(planned)(step)) for step in range(101)]
+    np.testing.assert_allclose(rates[:11], np.linspace(0, 1, 11), atol=1e-6)
+    np.testing.assert_allclose(rates[10:61], 1, atol=1e-6)
+    np.testing.assert_allclose(rates[60:], np.linspace(1, 0, 41), atol=1e-6)

@@ -1,0 +1,71 @@
+"""The notebooks run from the first cell to the last, and hold no outputs."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from jspec import zoo
+
+COLAB = Path(__file__).parents[1] / "colab"
+NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
+
+
+@pytest.fixture
+def shown(models, monkeypatch) -> list[str]:
+    """What the notebook displays, where there is nothing to display it."""
+    monkeypatch.setattr(zoo, "MODELS", models)
+    pieces: list[str] = []
+    display = types.ModuleType("IPython.display")
+    display.HTML, display.display = str, pieces.append
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    return pieces
+
+
+def cells(notebook: Path, **changes: str) -> list[str]:
+    """The sources of the code cells, with other values after some names."""
+    read = json.loads(notebook.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in read if cell["cell_type"] == "code"]
+    for before, after in changes.items():
+        assert any(f"{before} = " in source for source in sources)
+        sources = [
+            "\n".join(
+                f"{before} = {after}" if line.startswith(f"{before} = ") else line
+                for line in source.splitlines()
+            )
+            for source in sources
+        ]
+    return sources
+
+
+def run(sources: list[str]) -> dict:
+    names: dict = {}
+    for source in sources:
+        exec(compile(source, "cell", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_stores_no_outputs(notebook):
+    for cell in json.loads(notebook.read_text())["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("mesh", ["{}", pytest.param('{"data": 8}', marks=pytest.mark.slow)])
+def test_the_notebook_writes_the_same_text_twice(shown, capsys, mesh):
+    names = run(cells(COLAB / "generate.ipynb", NEW_TOKENS="16", MESH=mesh))
+    out = capsys.readouterr().out
+    assert names["same"] and "the same text" in out
+    (page,) = shown
+    assert page.startswith("<pre") and page.count("<span") >= 1
+
+
+def test_without_network_the_notebook_takes_what_ships(shown, capsys):
+    pair = '"nobody/target", "nobody/draft"'
+    sources = cells(COLAB / "generate.ipynb", **{"TARGET, DRAFT": pair})
+    names = run(sources[:3])
+    assert "a local folder works without the hub" in capsys.readouterr().out
+    assert names["target"].folder == zoo.folder("target")
