@@ -1,10 +1,10 @@
 """The zoo's narrow draft: four layers, 1.44 million parameters, as many as the wide one's."""
 
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Recipe
+from jspec.distill.recipe import Pretraining
 
 
-def config() -> Recipe:
+def config() -> Pretraining:
     model = ModelConfig(
         vocabulary=4096,
         width=160,
@@ -16,4 +16,4 @@ def config() -> Recipe:
         context=512,
         tied=True,
     )
-    return Recipe(name="zoo_deep", model=model, chunk=128, steps=1200, evaluate_every=50)
+    return Pretraining(name="zoo_deep", model=model, chunk=128, steps=1200, evaluate_every=50)

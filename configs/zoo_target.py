@@ -1,10 +1,10 @@
 """The zoo's target: 10.4 million parameters, Llama's shape, trained on the standard library."""
 
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Recipe
+from jspec.distill.recipe import Pretraining
 
 
-def config() -> Recipe:
+def config() -> Pretraining:
     model = ModelConfig(
         vocabulary=4096,
         width=448,
@@ -16,4 +16,4 @@ def config() -> Recipe:
         context=512,
         tied=True,
     )
-    return Recipe(name="zoo_target", model=model, chunk=128, steps=1300, evaluate_every=50)
+    return Pretraining(name="zoo_target", model=model, chunk=128, steps=1300, evaluate_every=50)

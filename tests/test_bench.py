@@ -14,7 +14,6 @@ from jspec.bench import peers
 from jspec.bench.acceptance import acceptance
 from jspec.bench.agreement import differences
 from jspec.bench.report import Report
-from jspec.bench.shapes import read_tree
 from jspec.bench.suite import PLAIN, Method, Program, workload
 from jspec.bench.summary import best, summarise
 from jspec.bench.table import table
@@ -22,6 +21,7 @@ from jspec.bench.timing import Run, Sample, interleave
 from jspec.cli.main import main
 from jspec.decode import Generation
 from jspec.models.transformer import transformer
+from jspec.shapes import read_tree
 from jspec.tree import Tree
 
 ROWS = [[5, 6, 7, 8], [9, 10, 11, 12]]

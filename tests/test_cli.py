@@ -152,7 +152,9 @@ def test_an_interrupt_leaves_what_was_written(models, capsys, monkeypatch):
 
 def test_an_interrupt_while_it_compiles_ends_the_command_at_once():
     """Of the real command, whose interpreter ends while the compiler still runs."""
-    program = "from jspec.cli.main import entry; entry()"
+    # Shells start what they put in the background deaf to interrupts.
+    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{hearing}; from jspec.cli.main import entry; entry()"
     asked = ("generate", "--prompt", "def f", "--tree", "4x2x2")
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", program, *asked]

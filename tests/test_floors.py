@@ -9,6 +9,7 @@ PACKAGE = Path(jspec.__file__).parent
 FLOORS = {
     "config": 0,
     "tree": 0,
+    "shapes": 1,
     "threefry": 0,
     "sharding": 0,
     "memory": 0,
@@ -29,12 +30,12 @@ FLOORS = {
     "queue": 5,
     "text": 5,
     "authorship": 5,
-    "distill": 5,
-    "plan": 6,
-    "studies": 6,
-    "bench": 6,
-    "zoo": 6,
-    "cli": 7,
+    "distill": 6,
+    "plan": 7,
+    "studies": 7,
+    "bench": 7,
+    "zoo": 7,
+    "cli": 8,
 }
 LONGEST = 350
 

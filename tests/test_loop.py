@@ -1,5 +1,6 @@
 """Training from the first batch to the last checkpoint."""
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,31 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jspec import ModelConfig, transformer
-from jspec.distill.data import Blocks, cut
-from jspec.distill.loop import train
-from jspec.distill.recipe import Recipe, schedule
+from jspec.distill import loop
+from jspec.distill.batch import Batch
+from jspec.distill.data import Blocks, batch_at, cut
+from jspec.distill.evaluation import held_out_loss
+from jspec.distill.objective import language_model
+from jspec.distill.recipe import Pretraining, schedule
 
 CONFIG = ModelConfig(50, 16, 16, 1, 2, 1, 8, 64)
 MODEL = transformer(CONFIG)
 RNG = np.random.default_rng(0)
-BLOCKS, HELD_OUT = (Blocks(RNG.integers(0, 50, (6, 17)).astype(np.int32)) for _ in range(2))
+OBJECTIVE = functools.partial(language_model, model=MODEL)
 END = 2
+
+
+def random_blocks(seed: int = 0) -> Blocks:
+    tokens, ones = RNG.integers(0, 50, (6, 17)).astype(np.int32), np.ones((6, 16), np.float32)
+    return Blocks(Batch(tokens, np.zeros_like(tokens), ones, ones), seed)
+
+
+BLOCKS, HELD_OUT = random_blocks(), random_blocks()
+
+
+def train(recipe, params, blocks=BLOCKS, objective=OBJECTIVE):
+    measure = held_out_loss(objective, (), HELD_OUT, recipe.batch)
+    return loop.train(recipe, objective, params, (), blocks, measure)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +45,10 @@ def params():
 
 @pytest.fixture
 def recipe(tmp_path):
-    return Recipe(
-        "run", CONFIG, output=str(tmp_path), length=16, batch=2, steps=5, warmup=1, keep=10
-    )
+    return Pretraining(
+        name="run", model=CONFIG, output=str(tmp_path), length=16, batch=2, steps=5, warmup=1,
+        keep=10,
+    )  # fmt: skip
 
 
 def steps_of(recipe) -> list[int]:
@@ -39,13 +57,15 @@ def steps_of(recipe) -> list[int]:
 
 
 def test_every_epoch_visits_all_blocks_in_a_new_order():
-    rows = {tuple(row): number for number, row in enumerate(BLOCKS.tokens.tolist())}
-    seen = [rows[tuple(row)] for step in range(6) for row in BLOCKS.batch_at(step, 2).tolist()]
+    rows = {tuple(row): number for number, row in enumerate(BLOCKS.content.tokens.tolist())}
+    batches = [batch_at(BLOCKS, step, 2) for step in range(6)]
+    seen = [rows[tuple(row)] for batch in batches for row in batch.tokens.tolist()]
     epochs = [seen[:6], seen[6:12]]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    np.testing.assert_array_equal(BLOCKS.batch_at(4, 2), BLOCKS.batch_at(4, 2))
-    assert np.any(BLOCKS.batch_at(0, 6) != Blocks(BLOCKS.tokens, seed=1).batch_at(0, 6))
+    np.testing.assert_array_equal(batch_at(BLOCKS, 4, 2).tokens, batches[4].tokens)
+    other = Blocks(BLOCKS.content, seed=1)
+    assert np.any(batch_at(BLOCKS, 0, 6).tokens != batch_at(other, 0, 6).tokens)
 
 
 def test_documents_are_closed_joined_and_cut_so_that_each_token_is_a_target_once():
@@ -53,13 +73,13 @@ def test_documents_are_closed_joined_and_cut_so_that_each_token_is_a_target_once
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     blocks = cut(["a b b", "b a", "b"], tokenizer, END, 4)
     stream = [0, 1, 1, END, 1, 0, END, 1, END]
-    np.testing.assert_array_equal(blocks, [stream[:5], stream[4:9]])
+    np.testing.assert_array_equal(blocks.tokens, [stream[:5], stream[4:9]])
     with pytest.raises(ValueError, match="length=40: the documents hold 9 tokens"):
         cut(["a b b", "b a", "b"], tokenizer, END, 40)
 
 
 def test_checkpoints_come_when_they_are_asked_for_and_after_the_last_step(recipe, params):
-    train(replace(recipe, save_every=2, evaluate_every=3), MODEL, params, BLOCKS, HELD_OUT)
+    train(replace(recipe, save_every=2, evaluate_every=3), params)
     assert steps_of(recipe) == [2, 4, 5]
     log = Path(recipe.output) / "run" / "log.jsonl"
     records = list(map(json.loads, log.read_text().splitlines()))
@@ -69,13 +89,13 @@ def test_checkpoints_come_when_they_are_asked_for_and_after_the_last_step(recipe
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(recipe, params, tmp_path):
     every = replace(recipe, save_every=1)
-    whole = train(replace(every, output=str(tmp_path / "whole")), MODEL, params, BLOCKS, HELD_OUT)
+    whole = train(replace(every, output=str(tmp_path / "whole")), params)
     stopped = Stopping(3)
     with pytest.raises(KeyboardInterrupt):
-        train(every, MODEL, params, stopped, HELD_OUT)
+        train(every, params, stopped)
     other = jax.tree.map(np.zeros_like, params)  # what it begins with does not matter any more
     resumed = Stopping(99)
-    result = train(every, MODEL, other, resumed, HELD_OUT)
+    result = train(every, other, resumed)
     assert resumed.asked[0] >= 1
     jax.tree.map(np.testing.assert_array_equal, result, whole)
 
@@ -86,29 +106,31 @@ class Stopping:
     def __init__(self, last: int) -> None:
         self.last, self.asked = last, []
 
-    def batch_at(self, step: int, size: int) -> np.ndarray:
+    def rows(self, numbers: np.ndarray) -> Batch:
+        step = int(numbers[0]) // len(numbers)
         if step == self.last:
             raise KeyboardInterrupt
         self.asked.append(step)
-        return BLOCKS.batch_at(step, size)
+        return BLOCKS.rows(numbers)
 
 
 def test_a_number_that_is_none_ends_the_run_at_its_step(recipe, params):
     broken = replace(recipe, learning_rate=float("nan"), warmup=0, save_every=1)
     with pytest.raises(FloatingPointError, match="^step 1: norm of the parameters is nan"):
-        train(broken, MODEL, params, BLOCKS, HELD_OUT)
+        train(broken, params)
     assert steps_of(recipe) == []
     late = replace(broken, name="late", save_every=5, evaluate_every=5)
     with pytest.raises(FloatingPointError, match="^step 2: .* is nan"):
-        train(late, MODEL, params, BLOCKS, HELD_OUT)
+        train(late, params)
 
 
 def test_a_run_of_another_model_is_not_gone_on_with(recipe, params):
-    train(replace(recipe, steps=1), MODEL, params, BLOCKS, HELD_OUT)
+    train(replace(recipe, steps=1), params)
     wider = replace(CONFIG, width=32)
     other = transformer(wider)
-    with pytest.raises(ValueError, match="another model .model.width=32 where the run has 16.: "):
-        train(replace(recipe, model=wider), other, other.init(jax.random.key(0)), BLOCKS, HELD_OUT)
+    with pytest.raises(ValueError, match="another run .model.width=32 where the run has 16.: "):
+        objective = functools.partial(language_model, model=other)
+        train(replace(recipe, model=wider), other.init(jax.random.key(0)), objective=objective)
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing(recipe):

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from jspec import ModelConfig, transformer
+from jspec.distill.batch import Batch
 from jspec.distill.losses import LOSSES, forward_kl, total_variation
 from jspec.distill.objective import distillation, language_model
 from jspec.distill.recipe import Recipe, optimizer
@@ -29,14 +30,26 @@ def teacher():
     return jax.jit(TEACHER.init)(jax.random.key(7))
 
 
-def blocks(seed: int) -> jax.Array:
-    return jax.random.randint(jax.random.key(seed), (3, 25), 0, 50)
+def blocks(seed: int, temperature: float = 1.0) -> Batch:
+    """Three rows of two documents each, the prompt of whose second is only read."""
+    tokens = np.random.default_rng(seed).integers(0, 50, (3, 25)).astype(np.int32)
+    document = np.broadcast_to(np.arange(25) >= 9, (3, 25)).astype(np.int32)
+    weight = np.broadcast_to(~np.isin(np.arange(24), (8, 9, 10)), (3, 24)).astype(np.float32)
+    return Batch(tokens, document, weight, np.full((3, 24), temperature, np.float32))
 
 
-def logits(model, params, tokens) -> jax.Array:
-    at = np.arange(24)
-    places = np.broadcast_to(at, (3, 24))
-    output = model.forward(params, tokens[:, :-1], places, at[:, None] >= at[None])
+def logits(model, params, batch) -> jax.Array:
+    """Each document read for itself."""
+    return jnp.concatenate(
+        [alone(model, params, batch.tokens[:, piece]) for piece in (slice(0, 9), slice(9, 24))],
+        axis=1,
+    )
+
+
+def alone(model, params, tokens) -> jax.Array:
+    at = np.arange(tokens.shape[1])
+    places = np.broadcast_to(at, tokens.shape)
+    output = model.forward(params, tokens, places, at[:, None] >= at[None])
     return model.logits(params, output.hidden)
 
 
@@ -46,9 +59,7 @@ def gradient(objective, params, frozen=()):
 
 @pytest.mark.parametrize("chunk", [8, 24])
 def test_reading_in_chunks_changes_neither_the_loss_nor_its_gradient(params, teacher, chunk):
-    taught = functools.partial(
-        distillation, model=MODEL, teacher=TEACHER, loss=forward_kl, temperature=0.7
-    )
+    taught = functools.partial(distillation, model=MODEL, teacher=TEACHER, loss=forward_kl)
     for objective, frozen in (
         (functools.partial(language_model, model=MODEL), ()),
         (taught, teacher),
@@ -60,28 +71,39 @@ def test_reading_in_chunks_changes_neither_the_loss_nor_its_gradient(params, tea
         )
 
 
-def test_the_loss_is_the_mean_over_the_tokens(params):
-    tokens = blocks(3)
-    law = jax.nn.log_softmax(logits(MODEL, params, tokens))
-    picked = np.take_along_axis(np.asarray(law), np.asarray(tokens)[:, 1:, None], axis=2)
-    value, _ = language_model(params, (), tokens, model=MODEL)
-    np.testing.assert_allclose(value, -picked.mean(), rtol=1e-5)
+def test_the_loss_is_the_mean_over_the_tokens_that_count(params):
+    batch = blocks(3)
+    law = jax.nn.log_softmax(logits(MODEL, params, batch))
+    picked = np.take_along_axis(np.asarray(law), batch.tokens[:, 1:, None], axis=2)[..., 0]
+    value, _ = language_model(params, (), batch, model=MODEL)
+    np.testing.assert_allclose(value, -picked[batch.weight > 0].mean(), rtol=1e-5)
 
 
-def test_distillation_compares_laws_at_the_temperature_of_the_loss(params, teacher):
-    temperature = 0.5
-    tokens = blocks(3)
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_distillation_compares_laws_at_the_temperature_of_the_batch(params, teacher, temperature):
+    batch = blocks(3, temperature)
     laws = [
-        logits(model, weights, tokens)[..., :50] / temperature
+        logits(model, weights, batch)[..., :50] / temperature
         for model, weights in ((TEACHER, teacher), (MODEL, params))
     ]
     value, measures = distillation(
-        params, teacher, tokens,
-        model=MODEL, teacher=TEACHER, loss=forward_kl, temperature=temperature, chunk=8,
-    )  # fmt: skip
-    np.testing.assert_allclose(value, forward_kl(*laws).mean(), rtol=1e-5)
-    kept = 1 - total_variation(*laws).mean()
+        params, teacher, batch, model=MODEL, teacher=TEACHER, loss=forward_kl, chunk=8
+    )
+    counted = batch.weight > 0
+    np.testing.assert_allclose(value, forward_kl(*laws)[counted].mean(), rtol=1e-5)
+    kept = 1 - total_variation(*laws)[counted].mean()
     np.testing.assert_allclose(measures["acceptance"], kept, rtol=1e-5)
+
+
+def test_at_temperature_0_every_kl_is_the_nats_of_the_teachers_likeliest_token(params, teacher):
+    batch = blocks(3, 0.0)
+    value, _ = distillation(
+        params, teacher, batch, model=MODEL, teacher=TEACHER, loss=forward_kl, chunk=8
+    )
+    best = logits(TEACHER, teacher, batch)[..., :50].argmax(axis=-1)
+    law = jax.nn.log_softmax(logits(MODEL, params, batch))
+    picked = np.take_along_axis(np.asarray(law), np.asarray(best)[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(value, -picked[batch.weight > 0].mean(), rtol=1e-5)
 
 
 def test_the_teacher_is_not_taught(params, teacher):
@@ -104,8 +126,12 @@ def test_logits_of_a_whole_batch_never_exist_at_once():
     )
 
     def memory(length: int, objective=objective) -> int:
-        tokens = jax.ShapeDtypeStruct((2, length + 1), jnp.int32)
-        program = jax.jit(jax.grad(objective, has_aux=True)).lower(weights, weights, tokens)
+        whole, targets = (2, length + 1), (2, length)
+        batch = Batch(
+            *(jax.ShapeDtypeStruct(whole, jnp.int32) for _ in range(2)),
+            *(jax.ShapeDtypeStruct(targets, jnp.float32) for _ in range(2)),
+        )
+        program = jax.jit(jax.grad(objective, has_aux=True)).lower(weights, weights, batch)
         return program.compile().memory_analysis().temp_size_in_bytes
 
     added = 2 * (128 - 64) * vocabulary * 4
@@ -116,7 +142,7 @@ def test_logits_of_a_whole_batch_never_exist_at_once():
 
 def test_the_layers_matrices_move_along_orthogonal_directions(params):
     """Muon's first update has nearly equal singular values; Adam's, outside them, have not."""
-    rule = optimizer(Recipe("tiny", MODEL.config, length=24, warmup=0, weight_decay=0.0))
+    rule = optimizer(Recipe(name="tiny", length=24, warmup=0, weight_decay=0.0))
     gradients = gradient(functools.partial(language_model, model=MODEL), params)[1]
     updates, _ = jax.jit(rule.update)(gradients, rule.init(params), params)
     spread = {}

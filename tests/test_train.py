@@ -5,7 +5,7 @@ import pytest
 from jspec.cli.main import main
 from jspec.cli.overrides import override
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Recipe
+from jspec.distill.recipe import Pretraining
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -15,7 +15,7 @@ def refused(capsys, *arguments: str) -> str:
     return err
 
 
-RECIPE = Recipe(name="tiny", model=ModelConfig(320, 16, 16, 1, 2, 1, 8, 64), length=64)
+RECIPE = Pretraining(name="tiny", model=ModelConfig(320, 16, 16, 1, 2, 1, 8, 64), length=64)
 
 
 def test_overrides_are_typed_by_their_fields_and_made_at_once():
@@ -32,7 +32,7 @@ def test_overrides_are_typed_by_their_fields_and_made_at_once():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("stepz=5", "stepz is no field: there are name, model, output, "),
+        ("stepz=5", "stepz is no field: there are name, output, length, "),
         ("model.depth=5", "model.depth is no field: there are model.vocabulary, model.width"),
         ("steps=five", "steps='five' must be of type int"),
         ("steps=0", "steps=0: must be at least 1"),
@@ -49,10 +49,11 @@ def test_train_refuses_bad_overrides_before_it_writes(capsys, tmp_path, change, 
     config = tmp_path / "tiny.py"
     config.write_text(
         "from jspec.config import ModelConfig\n"
-        "from jspec.distill.recipe import Recipe\n\n\n"
-        "def config() -> Recipe:\n"
+        "from jspec.distill.recipe import Pretraining\n\n\n"
+        "def config() -> Pretraining:\n"
         "    model = ModelConfig(320, 16, 16, 1, 2, 1, 8, 64)\n"
-        f"    return Recipe('tiny', model, length=64, output={str(tmp_path / 'runs')!r})\n"
+        f"    output = {str(tmp_path / 'runs')!r}\n"
+        "    return Pretraining(name='tiny', model=model, length=64, output=output)\n"
     )
     assert said in refused(capsys, "train", str(config), change)
     assert not (tmp_path / "runs").exists()

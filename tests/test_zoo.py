@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from jspec import zoo
-from jspec.cli.train import read_recipe
+from jspec.cli.recipes import read_recipe
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Recipe
+from jspec.distill.recipe import Pretraining
 from jspec.formats.huggingface import load
 from jspec.zoo import training
 from jspec.zoo.corpus import held_out, held_out_documents, training_documents
@@ -86,7 +86,7 @@ def test_a_recipe_becomes_a_model_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", tmp_path / "none")
     monkeypatch.setattr(training, "training_documents", lambda: DOCUMENTS)
     monkeypatch.setattr(training, "held_out_documents", lambda: DOCUMENTS)
-    recipe = Recipe(
+    recipe = Pretraining(
         name="tiny", model=TINY, output=str(tmp_path), length=16, batch=2, steps=2, warmup=1
     )
     folder = training.make(recipe, lambda note: None)
@@ -112,6 +112,6 @@ def test_drafts_share_the_targets_tokenizer(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_the_drafts_and_the_target_share_a_vocabulary_and_a_context(name):
-    recipe = read_recipe(Path(__file__).parents[1] / "configs" / f"zoo_{name}.py")
+    recipe = read_recipe(Path(__file__).parents[1] / "configs" / f"zoo_{name}.py", Pretraining)
     assert recipe.name == f"zoo_{name}"
     assert (recipe.model.vocabulary, recipe.model.context) == (4096, 512)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jspec.bench.shapes import read_tree
 from jspec.bench.timing import Run
 from jspec.candidates import Rule
 from jspec.decode import Generation, autoregress, generate
@@ -18,6 +17,7 @@ from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
+from jspec.shapes import read_tree
 from jspec.verify import coupled, one_sample
 
 PLAIN = "plain"

@@ -181,9 +181,9 @@ class Generate(Verb):
 
     def _drafter(self, target: "Checkpoint", context: int, mesh: "Mesh | None") -> tuple[Any, Any]:
         """The drafter and its parameters."""
-        from jspec.bench.shapes import read_tree
         from jspec.draft.lookup import LookupDrafter
         from jspec.draft.small_model import SmallModelDrafter
+        from jspec.shapes import read_tree
 
         usual = settings.LOOKUP if self.lookup else settings.TREE
         tree = read_tree(usual if self.tree is None else self.tree, context)

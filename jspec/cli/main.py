@@ -13,6 +13,7 @@ from tyro.conf import FlagCreatePairsOff, subcommand
 
 from jspec.cli.bench import Bench
 from jspec.cli.demo import Demo
+from jspec.cli.distill import Distill
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.import_model import Import
@@ -26,6 +27,7 @@ VERBS = (
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Train, subcommand("train")]
+    | Annotated[Distill, subcommand("distill")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
 )

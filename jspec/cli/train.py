@@ -2,15 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from jspec.cli.screen import console, emit
 from jspec.cli.verb import DONE, FAILED, Verb
-
-if TYPE_CHECKING:
-    from jspec.distill.recipe import Recipe
 
 
 @dataclass(kw_only=True)
@@ -18,14 +14,16 @@ class Train(Verb):
     """Train a model from a recipe; goes on from the newest checkpoint of its run."""
 
     config: Positional[Path]
-    """A Python file with `def config() -> Recipe`, such as configs/zoo_wide.py."""
+    """A Python file with `def config() -> Pretraining`, such as configs/zoo_wide.py."""
     overrides: Positional[tuple[str, ...]] = ()
     """Fields to change, dotted: steps=100 model.layers=2."""
 
     def run(self) -> int:
         from jspec.cli.overrides import override
+        from jspec.cli.recipes import read_recipe
+        from jspec.distill.recipe import Pretraining
 
-        recipe = override(read_recipe(self.config), self.overrides)
+        recipe = override(read_recipe(self.config, Pretraining), self.overrides)
         from jspec.zoo.training import make
 
         screen = console()
@@ -39,24 +37,3 @@ class Train(Verb):
         else:
             screen.print(f"{recipe.name}: written to {folder}", soft_wrap=True)
         return DONE
-
-
-def read_recipe(file: Path) -> "Recipe":
-    """What the file's `config()` returns."""
-    import runpy
-
-    from jspec.distill.recipe import Recipe
-
-    if not file.is_file():
-        raise FileNotFoundError(f"config={str(file)!r}: no such file; give configs/NAME.py")
-    try:
-        config = runpy.run_path(str(file)).get("config")
-        recipe = config() if callable(config) else None
-    # The file is somebody's program, and may raise or exit as it likes.
-    except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"config={str(file)!r} does not run ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(recipe, Recipe):
-        raise ValueError(f"config={str(file)!r} has no `def config() -> Recipe`: write one")
-    return recipe

@@ -12,38 +12,46 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jspec.distill.data import Blocks
-from jspec.distill.objective import Objective, language_model
+from jspec.distill.data import Source, batch_at
+from jspec.distill.objective import Objective
 from jspec.distill.recipe import Recipe, optimizer
-from jspec.distill.step import TrainState, start, step
+from jspec.distill.step import start, step
 from jspec.formats.folder import read_json, write_json
-from jspec.models.protocol import Model, Params
-
-EVALUATION_BATCHES = 8
+from jspec.models.protocol import Params
 
 
-def train(recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out: Blocks) -> Params:
-    """Trains `params` to the last step and returns them; goes on from the newest checkpoint.
+def train(
+    recipe: Recipe,
+    objective: Objective,
+    params: Params,
+    frozen: Params,
+    source: Source,
+    measure: Callable[[Params], Mapping[str, float]],
+) -> Params:
+    """Lowers `objective` to the last step and returns the parameters; goes on from the newest
+    checkpoint.
 
     Writes `recipe.json`, `log.jsonl` and `checkpoints/` below `output/name`. Raises
     `FloatingPointError` at the first loss or parameter that is not finite, leaving the last good
-    checkpoint, and `ValueError` if the run that is there is of another model.
+    checkpoint, and `ValueError` if the run that is there is another one.
+
+    Args:
+      frozen: what the objective reads and nothing trains.
+      measure: what to log of the parameters every so many steps.
     """
     folder = Path(recipe.output).absolute() / recipe.name
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, recipe)
     rule = optimizer(recipe)
-    objective = functools.partial(language_model, model=model, chunk=recipe.chunk)
     advance = jax.jit(
         functools.partial(step, objective=objective, optimizer=rule), donate_argnames=("state",)
     )
-    measure = jax.jit(objective)
     with _checkpoints(folder, recipe) as checkpoints, _progress(recipe) as show:
         # The state is given away at every step; the caller keeps what is theirs.
         state = start(jax.tree.map(jnp.copy, params), optimizer=rule)
@@ -51,18 +59,18 @@ def train(recipe: Recipe, model: Model, params: Params, blocks: Blocks, held_out
             state = checkpoints.load_checkpointables(None, {"state": state})["state"]
         began, first = time.monotonic(), int(state.step)
         for number in range(first, recipe.steps):
-            state, metrics = advance(state, (), blocks.batch_at(number, recipe.batch))
+            state, metrics = advance(state, frozen, batch_at(source, number, recipe.batch))
             done = number + 1
             check_finite(done, metrics)
             show(done, "")
             last = done == recipe.steps
             if last or done % recipe.evaluate_every == 0:
-                found = evaluate(state, measure, held_out, recipe)
-                check_finite(done, found)
                 tokens = (done - first) * recipe.batch * recipe.length
                 speed = _speed(tokens, time.monotonic() - began)
+                found = measure(state.params)
+                check_finite(done, found)
                 _log(folder / "log.jsonl", {"step": done, **metrics, **found, **speed})
-                show(done, f"loss {metrics['loss']:.3f}, held out {found['held_out_loss']:.3f}")
+                show(done, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
             if last or done % recipe.save_every == 0:
                 check_finite(done, {"norm of the parameters": optax.tree.norm(state.params)})
                 # A save that is asked for while another is being written is left out in silence.
@@ -78,31 +86,24 @@ def check_finite(step: int, numbers: Mapping[str, Any]) -> None:
             raise FloatingPointError(f"step {step}: {name} is {float(value)}")
 
 
-def evaluate(
-    state: TrainState, measure: Objective, held_out: Blocks, recipe: Recipe
-) -> dict[str, float]:
-    """The mean loss over the first held-out batches."""
-    losses = [
-        measure(state.params, (), held_out.batch_at(number, recipe.batch))[0]
-        for number in range(EVALUATION_BATCHES)
-    ]
-    return {"held_out_loss": float(np.mean(jax.device_get(losses)))}
-
-
 def _check_same(folder: Path, recipe: Recipe) -> None:
-    """Refuses to go on with a run of another model, and notes which recipe this one follows."""
-    file, ours = folder / "recipe.json", asdict(recipe)
+    """Refuses to go on with another run, and notes which recipe this one follows."""
+    file, ours = folder / "recipe.json", json.loads(json.dumps(asdict(recipe)))
     if file.is_file():
-        theirs = read_json(file).get("model", {})
+        theirs = read_json(file)
+        now, then = (
+            flatten_dict({name: run[name] for name in recipe.FIXED if name in run}, sep=".")
+            for run in (ours, theirs)
+        )
         differing = [
-            f"model.{name}={value!r} where the run has {theirs.get(name)!r}"
-            for name, value in json.loads(json.dumps(ours["model"])).items()
-            if theirs.get(name) != value
+            f"{name}={value!r} where the run has {then.get(name)!r}"
+            for name, value in now.items()
+            if then.get(name) != value
         ]
         if differing:
             raise ValueError(
-                f"name={recipe.name!r}: {folder} holds a run of another model "
-                f"({', '.join(differing)}): take another name, or go on with that model"
+                f"name={recipe.name!r}: {folder} holds another run ({', '.join(differing)}): "
+                "take another name, or go on with that one"
             )
     write_json(file, ours)
 

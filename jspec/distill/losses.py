@@ -4,6 +4,7 @@ Each takes `[..., V]` twice, of the teacher `p` and of the student `q`, divided 
 of the loss, and returns `[...]` in nats or as a probability.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,12 +15,6 @@ from jax import Array
 Loss = Callable[[Array, Array], Array]
 
 CANDIDATES = 32
-
-
-def cross_entropy(logits: Array, targets: Array, weight: Array) -> Array:
-    """Mean negative log-likelihood in nats: `[B, T, V]` float32, `[B, T]`, `[B, T]` -> `[]`."""
-    per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return (per_token * weight).sum() / jnp.maximum(weight.sum(), 1.0)
 
 
 def forward_kl(teacher: Array, student: Array) -> Array:
@@ -92,7 +87,7 @@ LOSSES: Mapping[str, Loss] = {
 }
 
 
-def mixture(weights: Mapping[str, float]) -> Loss:
+def mixture(weights: Mapping[str, float], beta: float = 0.5) -> Loss:
     """A weighted sum of losses by their names; raises `ValueError` for one that is not known."""
     unknown = sorted(weights.keys() - LOSSES)
     if unknown or not weights:
@@ -100,8 +95,10 @@ def mixture(weights: Mapping[str, float]) -> Loss:
             f"losses={dict(weights)}: name at least one of {', '.join(LOSSES)}, each with a weight"
         )
 
+    known = {**LOSSES, "jensen_shannon": functools.partial(jensen_shannon, beta=beta)}
+
     def mixed(teacher: Array, student: Array) -> Array:
-        return sum(weight * LOSSES[name](teacher, student) for name, weight in weights.items())
+        return sum(weight * known[name](teacher, student) for name, weight in weights.items())
 
     return mixed
 

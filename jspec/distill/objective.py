@@ -5,20 +5,24 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from jspec.cache import empty_block
-from jspec.distill.losses import Loss, cross_entropy, total_variation
+from jspec.distill.batch import Batch
+from jspec.distill.losses import Loss, total_variation
 from jspec.models.protocol import Model, Params
 
 Measures = dict[str, Array]
+
+IMPOSSIBLE = -1e9  # a logit whose probability is 0 in float32, and whose product with 0 is 0
 
 
 class Objective(Protocol):
     """A loss of parameters on a batch."""
 
-    def __call__(self, params: Params, frozen: Params, tokens: Array) -> tuple[Array, Measures]:
-        """The loss on `tokens` `[B, T + 1]`, and what else is worth knowing of them.
+    def __call__(self, params: Params, frozen: Params, batch: Batch) -> tuple[Array, Measures]:
+        """The loss on `batch`, and what else is worth knowing of it.
 
         Args:
           frozen: parameters that are read and not trained.
@@ -26,7 +30,7 @@ class Objective(Protocol):
 
 
 def language_model(
-    params: Params, frozen: Params, tokens: Array, *, model: Model, chunk: int = 0
+    params: Params, frozen: Params, batch: Batch, *, model: Model, chunk: int = 0
 ) -> tuple[Array, Measures]:
     """Mean negative log-likelihood of each token given those before it.
 
@@ -34,76 +38,88 @@ def language_model(
       chunk: tokens to read at a time, a divisor of T, or 0 for all. Attention never computes what
         lies beyond a chunk, which on CPU makes a step of 512 tokens a seventh faster.
     """
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    total, pieces = jnp.float32(0), 0
-    for piece, hidden in read(params, inputs, model=model, chunk=chunk):
-        logits = model.logits(params, hidden)
-        total += cross_entropy(logits, targets[:, piece], jnp.ones(hidden.shape[:2]))
-        pieces += 1
-    return total / pieces, {}
+    total = jnp.float32(0)
+    for piece, hidden in read(params, batch, model=model, chunk=chunk):
+        logits, targets = model.logits(params, hidden), batch.tokens[:, 1:][:, piece]
+        per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        total += (per_token * batch.weight[:, piece]).sum()
+    return total / jnp.maximum(batch.weight.sum(), 1.0), {}
 
 
 def distillation(
     params: Params,
     frozen: Params,
-    tokens: Array,
+    batch: Batch,
     *,
     model: Model,
     teacher: Model,
     loss: Loss,
-    temperature: float = 1.0,
     chunk: int = 0,
 ) -> tuple[Array, Measures]:
     """The mean loss of the student's law of the next token against the teacher's.
 
-    Both read the text in chunks, and their logits are made chunk by chunk, and made again for the
-    gradient: those of a whole batch never exist at once.
+    Both laws are at the batch's temperatures; where that is 0, the teacher's is its likeliest token
+    and the student's at 1. Both read the text in chunks, and their logits are made chunk by chunk,
+    and made again for the gradient: those of a whole batch never exist at once.
 
     Args:
       frozen: the teacher's parameters.
-      temperature: both laws' in the loss.
 
     Measures `acceptance`, the probability that token-level rejection keeps the student's draw.
     """
-    inputs = tokens[:, :-1]
 
     @jax.checkpoint
-    def compare(params: Params, ours: Array, theirs: Array) -> Array:
-        student = model.logits(params, ours) / temperature
-        target = teacher.logits(frozen, theirs)[..., : student.shape[-1]] / temperature
+    def compare(params: Params, ours: Array, theirs: Array, weight: Array, t: Array) -> Array:
+        greedy, t = (t == 0)[..., None], jnp.where(t == 0, 1, t)[..., None]
+        student = model.logits(params, ours) / t
+        target = teacher.logits(frozen, theirs)[..., : student.shape[-1]] / t
+        target = jnp.where(greedy, _likeliest(target), target)
         refused = jax.lax.stop_gradient(total_variation(target, student))
-        return jnp.stack([loss(target, student).mean(), 1 - refused.mean()])
+        return jnp.stack([(loss(target, student) * weight).sum(), (refused * weight).sum()])
 
-    def add(total: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
-        return total + compare(params, *pair), None
+    def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
+        return total + compare(params, *piece), None
 
-    pairs = tuple(
-        jnp.stack([hidden for _, hidden in read(weights, inputs, model=reader, chunk=chunk)])
+    hidden = [
+        jnp.stack([hidden for _, hidden in read(weights, batch, model=reader, chunk=chunk)])
         for weights, reader in ((params, model), (frozen, teacher))
-    )
-    total, _ = jax.lax.scan(add, jnp.zeros(2), pairs)
-    value, acceptance = total / len(pairs[0])
-    return value, {"acceptance": acceptance}
+    ]
+    told = [_pieces(x, len(hidden[0])) for x in (batch.weight, batch.temperature)]
+    total, _ = jax.lax.scan(add, jnp.zeros(2), (*hidden, *told))
+    value, refused = total / jnp.maximum(batch.weight.sum(), 1.0)
+    return value, {"acceptance": 1 - refused}
 
 
 def read(
-    params: Params, tokens: Array, *, model: Model, chunk: int = 0
+    params: Params, batch: Batch, *, model: Model, chunk: int = 0
 ) -> Iterator[tuple[slice, Array]]:
-    """One causal pass over `[B, T]`, in chunks: the places of each and its hidden states."""
-    batch, length = tokens.shape
-    chunk = chunk or length
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    """One causal pass over a batch, in chunks: the places of each and its hidden states."""
+    tokens, document = batch.tokens[:, :-1], batch.document[:, :-1]
+    rows, length = tokens.shape
+    chunk, positions = chunk or length, batch.positions
     causal = jnp.tril(jnp.ones((length, length), bool))
-    block = empty_block(model.config, batch, length, jax.tree.leaves(params)[0].dtype)
+    block = empty_block(model.config, rows, length, jax.tree.leaves(params)[0].dtype)
     for first in range(0, length, chunk):
-        piece = slice(first, first + chunk)
+        piece, seen = slice(first, first + chunk), slice(0, first + chunk)
+        together = document[:, piece, None] == document[:, None, seen]
         output = model.forward(
             params,
             tokens[:, piece],
             positions[:, piece],
-            causal[piece, : piece.stop],
+            causal[None, piece, seen] & together,
             block=block,
             start=first,
         )
         block = output.block
         yield piece, output.hidden
+
+
+def _pieces(x: Array, count: int) -> Array:
+    """`[B, T]` as `[count, B, T / count]`."""
+    return jnp.moveaxis(x.reshape(len(x), count, -1), 1, 0)
+
+
+def _likeliest(logits: Array) -> Array:
+    """Logits of the law that is sure of the likeliest token."""
+    sure = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1])
+    return jnp.where(sure > 0, 0.0, IMPOSSIBLE)

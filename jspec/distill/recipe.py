@@ -1,7 +1,8 @@
 """A training run, as data: what `configs/NAME.py` returns and the command line overrides."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -10,14 +11,12 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jspec.config import ModelConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Ordinary language-model training on the zoo's corpus.
+    """What every training run has.
 
     Attributes:
       name: the run's folder below `output`.
-      initial: a model folder to start from; nothing for fresh parameters.
-      model: the shape to train.
       length: tokens a block; batch: blocks a step; steps: steps in all.
       chunk: tokens of each block that are read at a time; 0 for all of them at once.
       learning_rate: the peak, held after a linear `warmup` until a linear fall to zero over the
@@ -27,9 +26,7 @@ class Recipe:
     """
 
     name: str
-    model: ModelConfig
     output: str = "runs"
-    initial: str = ""
     length: int = 512
     chunk: int = 0
     batch: int = 8
@@ -44,18 +41,117 @@ class Recipe:
     save_every: int = 100
     keep: int = 2
 
+    # Fields that a run which goes on cannot change.
+    FIXED: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         for field in ("length", "batch", "steps", "evaluate_every", "save_every", "keep"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
+        if self.chunk and self.length % self.chunk:
+            raise ValueError(f"chunk={self.chunk}: length={self.length} is no multiple of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Recipe):
+    """Ordinary language-model training on the zoo's corpus.
+
+    Attributes:
+      model: the shape to train.
+      initial: a model folder to start from; nothing for fresh parameters.
+    """
+
+    model: ModelConfig
+    initial: str = ""
+
+    FIXED: ClassVar[tuple[str, ...]] = ("model",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.length > self.model.context:
             raise ValueError(
                 f"length={self.length} is longer than the model's context of {self.model.context}"
             )
-        if self.chunk and self.length % self.chunk:
-            raise ValueError(f"chunk={self.chunk}: length={self.length} is no multiple of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """How much each loss counts; `beta` leans Jensen-Shannon's mean towards the teacher."""
+
+    forward_kl: float = 1.0
+    reverse_kl: float = 0.0
+    jensen_shannon: float = 0.0
+    total_variation: float = 0.0
+    hard_cross_entropy: float = 0.0
+    coupled_rejection: float = 0.0
+    beta: float = 0.5
+
+    def weights(self) -> dict[str, float]:
+        """Those that count."""
+        named = dataclasses.asdict(self)
+        return {name: weight for name, weight in named.items() if name != "beta" and weight}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Text as it is.
+
+    Attributes:
+      weight: its share of the rows, against the other sources'.
+      source: `zoo:corpus`.
+    """
+
+    weight: float = 1.0
+    source: str = "zoo:corpus"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What the target writes itself after the beginnings of texts.
+
+    Attributes:
+      weight: its share of the rows, against the other sources'.
+      count: how many; prompt: tokens of a text that each goes on from; tokens: the most it has.
+      temperature: the one they are sampled at: a number, a set `0.7,0.8` or a range `0.3..1.5`.
+      batch: how many are written at a time; tree: what the draft guesses.
+    """
+
+    weight: float = 1.0
+    count: int = 1024
+    prompt: int = 64
+    tokens: int = 448
+    temperature: str = "1"
+    batch: int = 8
+    tree: str = "comb:2x1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Recipe):
+    """Teaching a draft its target's law.
+
+    Attributes:
+      target: the teacher; draft: the student to start from. Both are model folders, hub names, or
+        of the zoo.
+      loss_temperature: of both laws in the loss: a number, a set or a range, drawn once a text;
+        empty for the one that a text was sampled at.
+      served: temperatures at which acceptance is measured by decoding; tree: what is guessed then.
+      prompts: held-out prompts that are decoded; tokens: new ones of each.
+    """
+
+    target: str
+    draft: str
+    losses: Losses = Losses()
+    loss_temperature: str = ""
+    text: Text = Text()
+    answers: Answers = Answers()
+    served: str = "0,1"
+    tree: str = "comb:2x1"
+    prompts: int = 16
+    tokens: int = 64
+
+    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft")
 
 
 def optimizer(recipe: Recipe) -> optax.GradientTransformation:

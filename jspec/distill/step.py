@@ -8,6 +8,7 @@ import optax
 from flax import struct
 from jax import Array
 
+from jspec.distill.batch import Batch
 from jspec.distill.objective import Objective
 from jspec.models.protocol import Params
 
@@ -29,14 +30,14 @@ def start(params: Params, *, optimizer: optax.GradientTransformation) -> TrainSt
 def step(
     state: TrainState,
     frozen: Params,
-    tokens: Array,
+    batch: Batch,
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Lowers the objective on `tokens` `[B, T + 1]` once."""
+    """Lowers the objective on `batch` once."""
     gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, measures), gradients = gradient(state.params, frozen, tokens)
+    (value, measures), gradients = gradient(state.params, frozen, batch)
     updates, memory = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **measures}

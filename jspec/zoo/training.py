@@ -1,5 +1,6 @@
 """From a recipe to a model folder: corpus, tokenizer, training, files."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from tokenizers import Tokenizer
 
 from jspec import zoo
 from jspec.distill.data import Blocks, cut
+from jspec.distill.evaluation import held_out_loss
 from jspec.distill.loop import train
-from jspec.distill.recipe import Recipe
+from jspec.distill.objective import language_model
+from jspec.distill.recipe import Pretraining
 from jspec.formats.huggingface import load, save
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import transformer
@@ -19,7 +22,7 @@ from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
 TOKENIZER = "tokenizer.json"
 
 
-def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
+def make(recipe: Pretraining, note: Callable[[str], None]) -> Path:
     """Trains on the standard library and writes `output/name/model`, whose path it returns.
 
     Args:
@@ -36,14 +39,16 @@ def make(recipe: Recipe, note: Callable[[str], None]) -> Path:
     end = tokenizer.token_to_id(END_OF_TEXT)
     blocks = Blocks(cut(documents, tokenizer, end, recipe.length), recipe.seed)
     held_out = Blocks(cut(held_out_documents(), tokenizer, end, recipe.length))
-    note(f"{blocks.tokens.shape[0] * recipe.length:,} tokens to train on")
-    params = train(recipe, model, initial, blocks, held_out)
+    note(f"{len(blocks) * recipe.length:,} tokens to train on")
+    objective = functools.partial(language_model, model=model, chunk=recipe.chunk)
+    measure = held_out_loss(objective, (), held_out, recipe.batch)
+    params = train(recipe, objective, initial, (), blocks, measure)
     folder = run / "model"
     save(folder, model, params, tokenizer=tokenizer, end_of_text=(end,), dtype="bfloat16")
     return folder
 
 
-def _initial(recipe: Recipe, model: LinenModel) -> Params:
+def _initial(recipe: Pretraining, model: LinenModel) -> Params:
     """Parameters to start from: fresh ones, or those of `recipe.initial`, a model of that shape."""
     if not recipe.initial:
         return model.init(jax.random.key(recipe.seed))

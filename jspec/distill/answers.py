@@ -1,0 +1,123 @@
+"""The target's own text: written once, speculatively, kept on disk, gone on with after a stop."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jspec.distill.data import Document
+from jspec.draft.protocol import Drafter
+from jspec.formats.folder import read_json, write_json
+from jspec.models.protocol import Model, Params
+from jspec.queue import generate_many
+from jspec.ragged import prompts as ragged
+from jspec.sampling import sampling
+
+PART = 64  # answers to a file
+MADE_BY = "made_by.json"
+
+
+class Answer(NamedTuple):
+    """What the target wrote after a prompt, at a temperature; `index` is the prompt's."""
+
+    index: int
+    prompt: list[int]
+    tokens: list[int]
+    temperature: float
+
+    def document(self) -> Document:
+        """A text whose prompt is only read."""
+        weight = np.repeat([0.0, 1.0], [len(self.prompt), len(self.tokens)])
+        return Document(np.array([*self.prompt, *self.tokens], np.int32), weight, self.temperature)
+
+
+def answer(
+    folder: Path,
+    params: Params,
+    draft: Params,
+    prompts: Sequence[Sequence[int]],
+    temperatures: np.ndarray,
+    *,
+    target: Model,
+    drafter: Drafter,
+    tokens: int,
+    stops: Sequence[int] = (),
+    batch: int = 8,
+    seed: int = 0,
+    made_by: Mapping[str, Any],
+    show: Callable[[int, int], None],
+) -> list[Answer]:
+    """An answer to every prompt, in their order; those that `folder` holds are not made again.
+
+    The text is the target's, whatever the draft, and an answer hangs on `seed`, its prompt and the
+    prompt's place alone: a run that was stopped goes on to the same answers.
+
+    Args:
+      temperatures: `[n]`, one for each prompt.
+      made_by: what else the answers hang on; a folder that was made by something else is refused.
+      show: told how many of how many answers there are.
+    """
+    written = hashlib.sha256(json.dumps([list(map(int, p)) for p in prompts]).encode()).hexdigest()
+    made_by = {**made_by, "prompts": written[:16], "tokens": tokens, "seed": seed}
+    made_by["temperatures"] = hashlib.sha256(temperatures.tobytes()).hexdigest()[:16]
+    _check_same(folder, made_by)
+    found = {one.index: one for one in _read(folder)}
+    missing = [index for index in range(len(prompts)) if index not in found]
+    show(len(found), len(prompts))
+    if missing:
+        keys = jax.random.split(jax.random.key(seed), len(prompts))[np.array(missing)]
+        rows = ragged(
+            [prompts[index] for index in missing], context=target.config.context, tokens=tokens
+        )
+        wanted = sampling(len(missing), temperature=temperatures[missing].tolist(), stops=stops)
+        part: list[Answer] = []
+        for place, text in generate_many(
+            params, draft, rows, keys, wanted,
+            target=target, drafter=drafter, tokens=tokens, batch=batch,
+        ):  # fmt: skip
+            index = missing[place]
+            ids = np.asarray(text.tokens)[0, : int(text.length[0])].tolist()
+            prompt = list(map(int, prompts[index]))
+            found[index] = Answer(index, prompt, ids, float(temperatures[index]))
+            part.append(found[index])
+            show(len(found), len(prompts))
+            if len(part) == PART:
+                _write(folder, part)
+                part = []
+        _write(folder, part)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _check_same(folder: Path, made_by: Mapping[str, Any]) -> None:
+    file = folder / MADE_BY
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, dict(made_by))
+        return
+    theirs = read_json(file)
+    differing = [name for name, value in made_by.items() if theirs.get(name) != value]
+    if differing:
+        raise ValueError(
+            f"{folder} holds answers that differ in {', '.join(differing)}: take another name for "
+            "the run, or delete that folder"
+        )
+
+
+def _read(folder: Path) -> Iterator[Answer]:
+    for file in sorted(folder.glob("part-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            yield Answer(**json.loads(line))
+
+
+def _write(folder: Path, part: Sequence[Answer]) -> None:
+    """A file of its own, which is there whole or not at all."""
+    if part:
+        partial = folder / f".{uuid.uuid4().hex}.partial"
+        lines = (json.dumps(one._asdict()) + "\n" for one in part)
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.rename(folder / f"part-{len(list(folder.glob('part-*.jsonl'))):05}.jsonl")

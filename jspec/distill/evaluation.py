@@ -1,0 +1,74 @@
+"""What is measured while training: the loss on held-out text, and acceptance by decoding."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from jspec.decode import generate
+from jspec.distill.data import Source, batch_at
+from jspec.distill.objective import Objective
+from jspec.draft.protocol import Drafter
+from jspec.models.protocol import Model, Params
+from jspec.ragged import prompts as ragged
+from jspec.sampling import sampling
+
+BATCHES = 8
+SEED = 1
+
+
+def held_out_loss(
+    objective: Objective, frozen: Params, source: Source, batch: int
+) -> Callable[[Params], dict[str, float]]:
+    """The mean loss, and what else the objective measures, over the first held-out batches."""
+    measure = jax.jit(objective)
+    batches = [batch_at(source, number, batch) for number in range(BATCHES)]
+
+    def found(params: Params) -> dict[str, float]:
+        pairs = jax.device_get([measure(params, frozen, batch) for batch in batches])
+        named = [{"loss": loss, **measures} for loss, measures in pairs]
+        return {f"held_out_{name}": float(np.mean([x[name] for x in named])) for name in named[0]}
+
+    return found
+
+
+def decoding(
+    target_params: Params,
+    rows: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    *,
+    target: Model,
+    drafter: Drafter,
+    tokens: int,
+) -> Callable[[Params], dict[str, float]]:
+    """Tokens a round, and the share of rounds that kept a node of each depth, by decoding.
+
+    Args:
+      rows: held-out prompts, all of which are written together.
+      temperatures: the served ones.
+    """
+    prompts = ragged(rows, context=target.config.context, tokens=tokens)
+    keys = jax.random.split(jax.random.key(SEED), len(rows))
+
+    def found(params: Params) -> dict[str, float]:
+        numbers = {}
+        for temperature in temperatures:
+            text = generate(
+                target_params, params, prompts, keys,
+                sampling(len(rows), temperature=temperature),
+                target=target, drafter=drafter, tokens=tokens,
+            )  # fmt: skip
+            numbers[f"tokens_per_round@{temperature:g}"] = text.tokens_per_round
+            kept = np.asarray(text.kept).sum(axis=0) / np.asarray(text.rounds).sum()
+            for depth, share in enumerate(kept[1:], start=1):
+                numbers[f"kept_{depth}@{temperature:g}"] = float(share)
+        return numbers
+
+    return found
+
+
+def both(
+    *measures: Callable[[Params], Mapping[str, float]],
+) -> Callable[[Params], dict[str, float]]:
+    """What all of them find."""
+    return lambda params: {name: x for measure in measures for name, x in measure(params).items()}
