@@ -18,6 +18,7 @@ RULES: Rules = {
     "kv_heads": ("tensor",),
     "vocabulary": ("tensor",),
 }
+AXES = ("data", "fsdp", "tensor")
 # Of a model that every device has all of, as a draft's that is too small to be cut.
 REPLICATED: Rules = {}
 # An axis that lives wherever the computation puts it.
@@ -40,6 +41,19 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"the three multiply to {devices}, as tensor={devices} does"
         )
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def read_mesh(text: str) -> Mesh | None:
+    """`data=2,tensor=4` as a mesh of all devices; none where nothing is asked for."""
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        axis, _, size = part.strip().partition("=")
+        if axis not in AXES or not size.isdigit() or axis in sizes:
+            raise ValueError(
+                f"mesh={part!r}: write each of {', '.join(AXES)} at most once, such as tensor=4"
+            )
+        sizes[axis] = int(size)
+    return make_mesh(**sizes) if sizes else None
 
 
 def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:

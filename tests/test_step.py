@@ -12,7 +12,8 @@ from jspec import ModelConfig, transformer
 from jspec.distill.batch import Batch
 from jspec.distill.losses import LOSSES, forward_kl, total_variation
 from jspec.distill.objective import distillation, language_model
-from jspec.distill.recipe import Recipe, optimizer
+from jspec.distill.optimizer import optimizer
+from jspec.distill.recipe import Recipe
 from jspec.distill.step import start, step
 
 MODEL = transformer(ModelConfig(50, 16, 24, 2, 2, 1, 8, 64))

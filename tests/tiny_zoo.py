@@ -18,11 +18,11 @@ def config(**changes: int) -> ModelConfig:
     return ModelConfig(**{**sizes, "kv_heads": 1, "channels": 8, "context": CONTEXT, **changes})
 
 
-def write(folder: Path) -> Path:
-    """A folder with `target`, `wide` and `deep`, which share a tokenizer."""
+def write(folder: Path, **changes: int) -> Path:
+    """A folder with `target`, `wide` and `deep`, which share a tokenizer and these changes."""
     tokenizer = train_tokenizer([TEXT * 40], VOCABULARY)
     for seed, name in enumerate(("target", "wide", "deep")):
-        model = transformer(config(layers=1 + (name != "wide")))
+        model = transformer(config(layers=1 + (name != "wide"), **changes))
         params = model.init(jax.random.key(seed))
         save(folder / name, model, params, tokenizer=tokenizer, end_of_text=(0,), dtype="bfloat16")
     return folder

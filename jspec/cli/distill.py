@@ -1,64 +1,67 @@
 """`jspec distill`: teaches a draft its target, as one of `configs/` says."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
+from jspec.cli.pair import read_draft, read_target, write_model
+from jspec.cli.training import Training
 
-from jspec.cli.screen import console, emit
-from jspec.cli.verb import DONE, FAILED, Verb
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jspec.distill.recipe import Distillation
+    from jspec.formats.huggingface import Checkpoint
 
 
 @dataclass(kw_only=True)
-class Distill(Verb):
+class Distill(Training):
     """Teach a draft its target's law; goes on from the newest checkpoint of its run."""
 
-    config: Positional[Path]
-    """A Python file with `def config() -> Distillation`, such as configs/zoo_wide_distilled.py."""
-    overrides: Positional[tuple[str, ...]] = ()
-    """Fields to change, dotted: steps=100 losses.total_variation=1."""
-
     def run(self) -> int:
-        from dataclasses import replace
-
-        from jspec.cli.overrides import override
-        from jspec.cli.pair import read_draft, read_target, write_model
-        from jspec.cli.recipes import read_recipe
         from jspec.distill.recipe import Distillation
-        from jspec.distill.run import distill
-        from jspec.zoo.corpus import held_out_documents, training_documents
-        from jspec.zoo.prompts import held_out_prompts
 
-        recipe = override(read_recipe(self.config, Distillation), self.overrides)
-        screen = console()
-        target = read_target(recipe.target, "float32")
-        draft = read_draft(recipe.draft, target, "float32")
-        end = target.end_of_text[0]
+        return self.train(Distillation, _make)
 
-        def encode(documents):
-            import numpy as np
 
-            rows = target.tokenizer(documents, add_special_tokens=False, verbose=False)
-            return [np.array([*row, end], np.int32) for row in rows["input_ids"]]
+def _make(recipe: "Distillation", mesh: "Mesh | None", note: Callable[[str], None]) -> Path | None:
+    """Distils, and writes the draft to `output/name/model`, whose path it returns."""
+    from jspec.distill.run import Student, distill
+    from jspec.zoo.lessons import lessons
 
-        try:
-            params = distill(
-                recipe,
-                target,
-                draft,
-                encode(training_documents()),
-                encode(held_out_documents()),
-                held_out_prompts(target.tokenizer, recipe.prompts, 64),
-                note=lambda text: screen.print(text, soft_wrap=True),
-                show=lambda done, count: screen.print(f"{done}/{count}"),
-            )
-        except FloatingPointError as error:
-            screen.print(f"{error}: the last good checkpoint is kept", soft_wrap=True)
-            return FAILED
-        folder = Path(recipe.output).absolute() / recipe.name / "model"
-        write_model(folder, replace(draft, params=params), "bfloat16")
-        if self.json:
-            emit({"name": recipe.name, "steps": recipe.steps, "folder": str(folder)})
-        else:
-            screen.print(f"{recipe.name}: written to {folder}", soft_wrap=True)
-        return DONE
+    target = read_target(recipe.target, recipe.teacher, mesh)
+    if not target.end_of_text:
+        raise ValueError(f"target={recipe.target!r} names no end of text: give it an eos_token_id")
+    student = _student(recipe, target, mesh)
+    folder = Path(recipe.output).absolute() / recipe.name
+    note("reading the texts")
+    texts, held_out = lessons(
+        recipe.text, target.tokenizer, target.end_of_text[0], cache=folder / "data", note=note
+    )
+    taught = Student(student.model, student.params)
+    done = distill(recipe, target, taught, texts, held_out, mesh=mesh, note=note)
+    if done.step < recipe.steps:
+        return None
+    write_model(folder / "model", replace(student, params=done.params), "bfloat16")
+    return folder / "model"
+
+
+def _student(recipe: "Distillation", target: "Checkpoint", mesh: "Mesh | None") -> "Checkpoint":
+    """The draft to start from, or a fresh one of the recipe's shape, in the target's dress."""
+    import jax
+
+    from jspec.models.initial import initial
+    from jspec.models.transformer import transformer
+    from jspec.sharding import REPLICATED, RULES
+
+    if recipe.model is None:
+        found = read_draft(recipe.draft, target, "float32", mesh, replicated=recipe.replicated)
+        return replace(found, model=transformer(found.model.config, remat=recipe.remat))
+    wanted, there = recipe.model.vocabulary, target.model.config.vocabulary
+    if wanted != there:
+        raise ValueError(f"model.vocabulary={wanted}: the target has {there} tokens, so take those")
+    model = transformer(recipe.model, remat=recipe.remat)
+    rules = REPLICATED if recipe.replicated else RULES
+    params = initial(model, jax.random.key(recipe.seed), mesh=mesh, rules=rules)
+    return replace(target, model=model, params=params, family="llama")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
 from jspec.cli.pair import Dtype, Rule, read_draft, read_target
-from jspec.cli.placement import placed, read_mesh
+from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
 from jspec.cli.writing import Writing, read_prompt
@@ -81,10 +81,12 @@ class Generate(Verb):
     JAX_NUM_PROCESSES and JAX_PROCESS_ID tell of."""
 
     def run(self) -> int:
-        first = _join() if self.distributed else True
+        from jspec.sharding import read_mesh
+
+        first = joined() if self.distributed else True
         self._check()
         text = read_prompt(self.prompt, self.file)
-        mesh = read_mesh(self.mesh)
+        mesh = read_mesh(",".join(self.mesh))
         target = read_target(self.target, self.dtype, mesh)
         ids = self._encode(target, text)
         pieces = self._write(target, ids, mesh)
@@ -224,16 +226,6 @@ class Generate(Verb):
             )
         else:
             console().print("\n".join(describe(found, prompt, ended)), soft_wrap=True)
-
-
-def _join() -> bool:
-    """Joins the launch; whether this is its first process, the one that speaks."""
-    import jax
-
-    from jspec.launch import join
-
-    join()
-    return jax.process_index() == 0
 
 
 def _read_bias(text: str) -> tuple[int, float]:

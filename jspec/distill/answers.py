@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jspec.distill.data import Document
+from jspec.distill.progress import Show
 from jspec.draft.protocol import Drafter
 from jspec.formats.folder import read_json, write_json
 from jspec.models.protocol import Model, Params
@@ -50,7 +51,7 @@ def answer(
     batch: int = 8,
     seed: int = 0,
     made_by: Mapping[str, Any],
-    show: Callable[[int, int], None],
+    show: Show,
 ) -> list[Answer]:
     """An answer to every prompt, in their order; those that `folder` holds are not made again.
 
@@ -60,15 +61,20 @@ def answer(
     Args:
       temperatures: `[n]`, one for each prompt.
       made_by: what else the answers hang on; a folder that was made by something else is refused.
-      show: told how many of how many answers there are.
     """
-    written = hashlib.sha256(json.dumps([list(map(int, p)) for p in prompts]).encode()).hexdigest()
-    made_by = {**made_by, "prompts": written[:16], "tokens": tokens, "seed": seed}
-    made_by["temperatures"] = hashlib.sha256(temperatures.tobytes()).hexdigest()[:16]
-    _check_same(folder, made_by)
+    _claim(
+        folder,
+        {
+            **made_by,
+            "prompts": _digest(json.dumps([list(map(int, prompt)) for prompt in prompts]).encode()),
+            "temperatures": _digest(temperatures.tobytes()),
+            "tokens": tokens,
+            "seed": seed,
+        },
+    )
     found = {one.index: one for one in _read(folder)}
     missing = [index for index in range(len(prompts)) if index not in found]
-    show(len(found), len(prompts))
+    show(len(found))
     if missing:
         keys = jax.random.split(jax.random.key(seed), len(prompts))[np.array(missing)]
         rows = ragged(
@@ -85,7 +91,7 @@ def answer(
             prompt = list(map(int, prompts[index]))
             found[index] = Answer(index, prompt, ids, float(temperatures[index]))
             part.append(found[index])
-            show(len(found), len(prompts))
+            show(len(found))
             if len(part) == PART:
                 _write(folder, part)
                 part = []
@@ -93,19 +99,24 @@ def answer(
     return [found[index] for index in range(len(prompts))]
 
 
-def _check_same(folder: Path, made_by: Mapping[str, Any]) -> None:
+def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
+    """Notes what the answers of a folder hang on; refuses a folder of others."""
     file = folder / MADE_BY
-    if not file.is_file():
+    if file.is_file():
+        theirs = read_json(file)
+        differing = [name for name, value in made_by.items() if theirs.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{folder} holds answers that differ in {', '.join(differing)}: take another name "
+                "for the run, or delete that folder"
+            )
+    elif jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, dict(made_by))
-        return
-    theirs = read_json(file)
-    differing = [name for name, value in made_by.items() if theirs.get(name) != value]
-    if differing:
-        raise ValueError(
-            f"{folder} holds answers that differ in {', '.join(differing)}: take another name for "
-            "the run, or delete that folder"
-        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _read(folder: Path) -> Iterator[Answer]:
@@ -115,8 +126,8 @@ def _read(folder: Path) -> Iterator[Answer]:
 
 
 def _write(folder: Path, part: Sequence[Answer]) -> None:
-    """A file of its own, which is there whole or not at all."""
-    if part:
+    """A file of its own, which is there whole or not at all; the first process writes it."""
+    if part and jax.process_index() == 0:
         partial = folder / f".{uuid.uuid4().hex}.partial"
         lines = (json.dumps(one._asdict()) + "\n" for one in part)
         partial.write_text("".join(lines), encoding="utf-8")

@@ -1,50 +1,81 @@
-"""Training data: documents cut into rows of one length; the batch is a function of the step."""
+"""Training data: documents laid into rows of one length; a batch is a function of the step."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
-from tokenizers import Tokenizer
+from jax.sharding import Mesh, PartitionSpec
 
 from jspec.distill.batch import Batch
+from jspec.sharding import shardings
 
 SHORTEST = 16  # tokens of a long document that are worth beginning in what is left of a row
-
-
-class Source(Protocol):
-    """Rows without an end."""
-
-    def rows(self, numbers: np.ndarray) -> Batch:
-        """The rows of those numbers, which count from 0 and never end.
-
-        Nothing is remembered between calls, so resuming needs nothing but the step.
-        """
-
-
-def batch_at(source: Source, step: int, size: int) -> Batch:
-    """The batch of a step."""
-    return source.rows(np.arange(step * size, (step + 1) * size))
+PERIOD = 1000  # rows after which a mixture repeats which source each row is from
 
 
 class Document(NamedTuple):
-    """A text, `tokens` `[n]`; how much each counts, `weight` `[n]`; the loss's temperature."""
+    """A text: `tokens` `[n]`, how much each counts `[n]`, and the temperature of its loss."""
 
     tokens: np.ndarray
     weight: np.ndarray
     temperature: float = 1.0
 
 
+class Source(Protocol):
+    """Rows without an end, each a function of its number."""
+
+    def rows(self, numbers: np.ndarray) -> Batch:
+        """The rows of those numbers, which count from 0.
+
+        Nothing is remembered between calls, so resuming needs nothing but the step.
+        """
+
+
+def batch_at(source: Source, step: int, size: int, mesh: Mesh | None = None) -> Batch:
+    """The batch of a step. On a mesh, each process reads the rows of its own devices alone."""
+    numbers = np.arange(step * size, (step + 1) * size)
+    if mesh is None:
+        return source.rows(numbers)
+
+    @functools.cache
+    def read(start: int, stop: int) -> Batch:
+        return source.rows(numbers[start:stop])
+
+    def placed(field: str) -> jax.Array:
+        def piece(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return getattr(read(start, stop), field)
+
+        shape = (size, *getattr(sample, field).shape[1:])
+        return jax.make_array_from_callback(shape, home, piece)
+
+    home = shardings(mesh, PartitionSpec("batch"))
+    own = next(iter(home.addressable_devices_indices_map((size,)).values()))[0].indices(size)
+    sample = read(*own[:2])
+    return Batch(*map(placed, Batch._fields))
+
+
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """`content` holds n rows. Every epoch visits all of them in a new order."""
+    """Rows of `length` tokens and their targets. Every epoch visits all in a new order.
 
-    content: Batch
+    Attributes:
+      documents: what the rows are cut from, when they are asked for.
+      pieces: `[m, 3]` a document, and where a piece of it begins and ends.
+      ends: `[n]`, of the pieces of each row.
+    """
+
+    documents: Sequence[Document]
+    length: int
+    pieces: np.ndarray
+    ends: np.ndarray
     seed: int = 0
 
     def __len__(self) -> int:
-        return len(self.content.tokens)
+        return len(self.ends)
 
     def rows(self, numbers: np.ndarray) -> Batch:
         epochs, places = np.divmod(numbers, len(self))
@@ -52,11 +83,60 @@ class Blocks:
             epoch: np.random.default_rng((self.seed, epoch)).permutation(len(self))
             for epoch in set(epochs.tolist())
         }
-        rows = [orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
-        return jax.tree.map(lambda x: x[rows], self.content)
+        chosen = [orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
+        return Batch(*map(np.stack, zip(*map(self._row, chosen), strict=True)))
+
+    def _row(self, row: int) -> Batch:
+        pieces = self.pieces[self.ends[row - 1] if row else 0 : self.ends[row]]
+        size, place = self.length + 1, 0
+        # What is left over belongs to a document of its own, which counts for nothing.
+        tokens, document = np.zeros(size, np.int32), np.full(size, len(pieces), np.int32)
+        weight, temperature = np.zeros(size, np.float32), np.ones(size, np.float32)
+        for number, (index, start, stop) in enumerate(pieces):
+            text = self.documents[index]
+            here = slice(place, place + stop - start)
+            tokens[here], document[here] = text.tokens[start:stop], number
+            weight[here], temperature[here] = text.weight[start:stop], text.temperature
+            weight[place] = 0  # nothing before it says what it is
+            place = here.stop
+        return Batch(tokens, document, weight[1:], temperature[1:])
 
 
-PERIOD = 1000
+def pack(
+    documents: Sequence[Document],
+    length: int,
+    *,
+    lengths: Iterable[int] | None = None,
+    seed: int = 0,
+) -> Blocks:
+    """Documents side by side in rows, each read for itself.
+
+    One that fits into a row is never cut; a longer one goes on in the next row, which begins with
+    the token that the last one ended with, so that every token is a target once.
+
+    Args:
+      lengths: of the documents, where these are dear to read. Raises `ValueError` if none has two.
+    """
+    pieces: list[tuple[int, int, int]] = []
+    ends: list[int] = []
+    room = length + 1
+    if lengths is None:
+        lengths = (len(text.tokens) for text in documents)
+    for index, size in enumerate(lengths):
+        start = 0
+        while start < size - 1:
+            rest = size - start
+            begun = room <= length
+            if begun and rest > room and (rest <= length + 1 or room < SHORTEST):
+                ends.append(len(pieces))
+                room = length + 1
+            taken = min(rest, room)
+            pieces.append((index, start, start + taken))
+            start, room = start + taken - 1, room - taken
+    if not pieces:
+        raise ValueError("the texts hold no two tokens in a row: give some that do")
+    ends.append(len(pieces))
+    return Blocks(documents, length, np.array(pieces), np.array(ends), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,90 +148,21 @@ class Mixture:
     seed: int = 0
 
     def rows(self, numbers: np.ndarray) -> Batch:
-        chosen, rank = self._pattern()
+        chosen, rank = self._pattern
         counts = np.bincount(chosen, minlength=len(self.sources))
         periods, places = np.divmod(numbers, PERIOD)
-        drawn = [
-            self.sources[source].rows((period * counts[source] + rank[place])[None])
-            for period, place in zip(periods, places, strict=True)
-            for source in (chosen[place],)
-        ]
+        drawn = []
+        for period, place in zip(periods, places, strict=True):
+            source = chosen[place]
+            number = period * counts[source] + rank[place]
+            drawn.append(self.sources[source].rows(np.array([number])))
         return jax.tree.map(lambda *rows: np.concatenate(rows), *drawn)
 
+    @functools.cached_property
     def _pattern(self) -> tuple[np.ndarray, np.ndarray]:
         """For each row of a period, its source and how many rows of that come before it."""
         ends = np.round(PERIOD * np.cumsum(self.weights) / np.sum(self.weights)).astype(int)
-        chosen = np.searchsorted(ends, np.arange(PERIOD), side="right")
-        chosen = np.random.default_rng(self.seed).permutation(chosen)
+        ordered = np.searchsorted(ends, np.arange(PERIOD), side="right")
+        chosen = np.random.default_rng(self.seed).permutation(ordered)
         alike = chosen[:, None] == np.arange(len(self.sources))
         return chosen, (np.cumsum(alike, axis=0) - 1)[np.arange(PERIOD), chosen]
-
-
-def cut(documents: Iterable[str], tokenizer: Tokenizer, end: int, length: int) -> Batch:
-    """Documents, each closed by the token `end`, joined and cut into rows of `length`.
-
-    Neighbouring rows share one token, so that every token is a target once. What is left over at
-    the end is dropped. A row counts as one document, whatever it holds.
-    """
-    encoded = tokenizer.encode_batch(list(documents), add_special_tokens=False)
-    stream = np.concatenate([np.array([*e.ids, end], np.int32) for e in encoded])
-    count = (len(stream) - 1) // length
-    if count == 0:
-        raise ValueError(
-            f"length={length}: the documents hold {len(stream)} tokens, fewer than one block"
-        )
-    starts = np.arange(count)[:, None] * length
-    tokens = stream[starts + np.arange(length + 1)]
-    ones = np.ones((count, length), np.float32)
-    return Batch(tokens, np.zeros_like(tokens), ones, ones)
-
-
-def pack(documents: Iterable[Document], length: int) -> Batch:
-    """Documents side by side in rows of `length`, each read for itself.
-
-    One that fits into a row is never cut; a longer one goes on in the next row, which begins with
-    the token that the last one ended with, so that every token is a target once.
-    """
-    rows, row = [], _Row(length + 1)
-    for document in documents:
-        start = 0
-        while start < len(document.tokens) - 1:
-            rest = len(document.tokens) - start
-            if rest > row.room and (rest <= length + 1 or row.room < SHORTEST):
-                rows.append(row.content())
-                row = _Row(length + 1)
-            taken = min(rest, row.room)
-            row.add(document, slice(start, start + taken))
-            start += taken - 1
-    if row.pieces:
-        rows.append(row.content())
-    if not rows:
-        raise ValueError("the documents hold no two tokens: give some text")
-    return Batch(*map(np.stack, zip(*rows, strict=True)))
-
-
-class _Row:
-    """A row that is being filled."""
-
-    def __init__(self, size: int) -> None:
-        self.room, self.pieces = size, []
-
-    def add(self, document: Document, piece: slice) -> None:
-        tokens, weight = document.tokens[piece], np.array(document.weight[piece], np.float32)
-        weight[0] = 0  # nothing before it says what it is
-        self.pieces.append((tokens, weight, np.full(len(tokens), document.temperature)))
-        self.room -= len(tokens)
-
-    def content(self) -> tuple[np.ndarray, ...]:
-        lengths = [len(tokens) for tokens, _, _ in self.pieces]
-        padding = (np.zeros(self.room), np.zeros(self.room), np.ones(self.room))
-        tokens, weight, temperature = (
-            np.concatenate(parts) for parts in zip(*self.pieces, padding, strict=True)
-        )
-        document = np.repeat(np.arange(len(lengths) + 1), [*lengths, self.room])
-        return (
-            tokens.astype(np.int32),
-            document.astype(np.int32),
-            weight[1:].astype(np.float32),
-            temperature[1:].astype(np.float32),
-        )

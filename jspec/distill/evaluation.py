@@ -4,25 +4,28 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jspec.decode import generate
 from jspec.distill.data import Source, batch_at
 from jspec.distill.objective import Objective
+from jspec.distill.temperatures import Temperatures
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.ragged import prompts as ragged
 from jspec.sampling import sampling
 
 BATCHES = 8
+TOKENS_PER_ROUND = "tokens_per_round"
 SEED = 1
 
 
 def held_out_loss(
-    objective: Objective, frozen: Params, source: Source, batch: int
+    objective: Objective, frozen: Params, source: Source, batch: int, mesh: Mesh | None = None
 ) -> Callable[[Params], dict[str, float]]:
     """The mean loss, and what else the objective measures, over the first held-out batches."""
     measure = jax.jit(objective)
-    batches = [batch_at(source, number, batch) for number in range(BATCHES)]
+    batches = [batch_at(source, number, batch, mesh) for number in range(BATCHES)]
 
     def found(params: Params) -> dict[str, float]:
         pairs = jax.device_get([measure(params, frozen, batch) for batch in batches])
@@ -35,7 +38,7 @@ def held_out_loss(
 def decoding(
     target_params: Params,
     rows: Sequence[Sequence[int]],
-    temperatures: Sequence[float],
+    served: Mapping[str, Temperatures],
     *,
     target: Model,
     drafter: Drafter,
@@ -45,26 +48,35 @@ def decoding(
 
     Args:
       rows: held-out prompts, all of which are written together.
-      temperatures: the served ones.
+      served: the temperatures of each measurement.
     """
     prompts = ragged(rows, context=target.config.context, tokens=tokens)
     keys = jax.random.split(jax.random.key(SEED), len(rows))
+    wanted = {
+        name: sampling(len(rows), temperature=temperatures.draw(SEED, len(rows)).tolist())
+        for name, temperatures in served.items()
+    }
 
     def found(params: Params) -> dict[str, float]:
         numbers = {}
-        for temperature in temperatures:
+        for name, temperatures in wanted.items():
             text = generate(
-                target_params, params, prompts, keys,
-                sampling(len(rows), temperature=temperature),
+                target_params, params, prompts, keys, temperatures,
                 target=target, drafter=drafter, tokens=tokens,
             )  # fmt: skip
-            numbers[f"tokens_per_round@{temperature:g}"] = text.tokens_per_round
+            numbers[f"{TOKENS_PER_ROUND}@{name}"] = text.tokens_per_round
             kept = np.asarray(text.kept).sum(axis=0) / np.asarray(text.rounds).sum()
             for depth, share in enumerate(kept[1:], start=1):
-                numbers[f"kept_{depth}@{temperature:g}"] = float(share)
+                numbers[f"kept_{depth}@{name}"] = float(share)
         return numbers
 
     return found
+
+
+def tokens_per_round(numbers: Mapping[str, float]) -> float:
+    """The mean over what was served."""
+    named = [value for name, value in numbers.items() if name.startswith(TOKENS_PER_ROUND)]
+    return float(np.mean(named))
 
 
 def both(

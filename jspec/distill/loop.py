@@ -1,144 +1,167 @@
 """The loop around a step: batches in, checkpoints and a log out, resuming where it stopped."""
 
 import contextlib
-import functools
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import optax
 from flax.traverse_util import flatten_dict
-from orbax.checkpoint import v1 as ocp
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jax.sharding import Mesh
 
+from jspec.distill.checkpoints import Checkpoints, Note
 from jspec.distill.data import Source, batch_at
-from jspec.distill.objective import Objective
-from jspec.distill.recipe import Recipe, optimizer
-from jspec.distill.step import start, step
+from jspec.distill.log import Log
+from jspec.distill.preemption import watching
+from jspec.distill.progress import progress
+from jspec.distill.recipe import Recipe
+from jspec.distill.step import Program
 from jspec.formats.folder import read_json, write_json
 from jspec.models.protocol import Params
+
+RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
+Numbers = Mapping[str, float]
+
+
+class Run(NamedTuple):
+    """What came of a run: the parameters, and the step they are of, which may not be the last."""
+
+    params: Params
+    step: int
 
 
 def train(
     recipe: Recipe,
-    objective: Objective,
+    program: Program,
     params: Params,
     frozen: Params,
-    source: Source,
-    measure: Callable[[Params], Mapping[str, float]],
-) -> Params:
-    """Lowers `objective` to the last step and returns the parameters; goes on from the newest
-    checkpoint.
+    source_at: Callable[[int, Params], Source],
+    measure: Callable[[Params], Numbers],
+    score: Callable[[Numbers], float],
+    *,
+    mesh: Mesh | None = None,
+    note: Note,
+) -> Run:
+    """Takes steps from the newest checkpoint to the last, or until the machine is taken away.
 
-    Writes `recipe.json`, `log.jsonl` and `checkpoints/` below `output/name`. Raises
+    Writes `recipe.json`, `log.jsonl`, `tensorboard/` and `checkpoints/` below `output/name`. Raises
     `FloatingPointError` at the first loss or parameter that is not finite, leaving the last good
     checkpoint, and `ValueError` if the run that is there is another one.
 
     Args:
       frozen: what the objective reads and nothing trains.
-      measure: what to log of the parameters every so many steps.
+      source_at: where the batch of a step comes from, given the parameters there are before it.
+      measure: what to log of the parameters every so many steps; score: how good that is.
+      note: told what is worth knowing, such as a checkpoint that cannot be read.
     """
     folder = Path(recipe.output).absolute() / recipe.name
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_same(folder, recipe)
-    rule = optimizer(recipe)
-    advance = jax.jit(
-        functools.partial(step, objective=objective, optimizer=rule), donate_argnames=("state",)
+    claim(folder, recipe)
+    keeping = Checkpoints(
+        folder / CHECKPOINTS, note, keep=recipe.keep, provenance=provenance(recipe)
     )
-    with _checkpoints(folder, recipe) as checkpoints, _progress(recipe) as show:
-        # The state is given away at every step; the caller keeps what is theirs.
-        state = start(jax.tree.map(jnp.copy, params), optimizer=rule)
-        if checkpoints.latest is not None:
-            state = checkpoints.load_checkpointables(None, {"state": state})["state"]
-        began, first = time.monotonic(), int(state.step)
+    bar = progress(recipe.name, recipe.steps)
+    with keeping as checkpoints, Log(folder) as log, bar as show, watching() as taken_away:
+        state = checkpoints.restore(program.start(params))
+        first, clock = int(state.step), _Clock()
+        show(first, "compiling the first step" if first < recipe.steps else "all steps are done")
+        pending: tuple[int, Any] | None = None
         for number in range(first, recipe.steps):
-            state, metrics = advance(state, frozen, batch_at(source, number, recipe.batch))
-            done = number + 1
-            check_finite(done, metrics)
+            with clock.stopped():
+                source = source_at(number, state.params)
+            batch = batch_at(source, number, recipe.batch, mesh)
+            state, metrics = program.step(state, frozen, batch)
+            # The host looks at a step once the next one is under way.
+            _check_finite(recipe, pending)
+            done, pending = number + 1, (number + 1, metrics)
             show(done, "")
-            last = done == recipe.steps
-            if last or done % recipe.evaluate_every == 0:
-                tokens = (done - first) * recipe.batch * recipe.length
-                speed = _speed(tokens, time.monotonic() - began)
-                found = measure(state.params)
-                check_finite(done, found)
-                _log(folder / "log.jsonl", {"step": done, **metrics, **found, **speed})
-                show(done, ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-            if last or done % recipe.save_every == 0:
-                check_finite(done, {"norm of the parameters": optax.tree.norm(state.params)})
-                # A save that is asked for while another is being written is left out in silence.
-                checkpoints.wait()
-                checkpoints.save_checkpointables_async(done, {"state": state}, overwrite=True)
-        return state.params
+            last = done == recipe.steps or taken_away(done)
+            measuring = last or done % recipe.evaluate_every == 0
+            saving = last or done % recipe.save_every == 0
+            if not (measuring or saving):
+                continue
+            _check_finite(recipe, pending)
+            found = None
+            with clock.stopped():
+                if measuring:
+                    found = measure(state.params)
+                    _check_finite(recipe, (done, found))
+                    log.write(done, {**metrics, **found, **clock.speed(done - first, recipe)})
+                    show(done, _summary(found))
+                if saving:
+                    _check_finite(recipe, (done, {"norm of the parameters": program.norm(state)}))
+                    checkpoints.save(done, state, None if found is None else score(found))
+            if last:
+                break
+    return Run(state.params, int(state.step))
 
 
-def check_finite(step: int, numbers: Mapping[str, Any]) -> None:
-    """Raises `FloatingPointError` for a number that is not."""
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(f"step {step}: {name} is {float(value)}")
-
-
-def _check_same(folder: Path, recipe: Recipe) -> None:
-    """Refuses to go on with another run, and notes which recipe this one follows."""
-    file, ours = folder / "recipe.json", json.loads(json.dumps(asdict(recipe)))
+def claim(folder: Path, recipe: Recipe) -> None:
+    """Makes a run's folder and notes which recipe it follows; refuses the folder of another run."""
+    file, ours = folder / RECIPE, json.loads(json.dumps(asdict(recipe)))
     if file.is_file():
         theirs = read_json(file)
         now, then = (
-            flatten_dict({name: run[name] for name in recipe.FIXED if name in run}, sep=".")
+            flatten_dict({name: run.get(name) for name in recipe.FIXED}, sep=".")
             for run in (ours, theirs)
         )
         differing = [
-            f"{name}={value!r} where the run has {then.get(name)!r}"
-            for name, value in now.items()
-            if then.get(name) != value
+            f"{name}={now.get(name)!r} where the run has {then.get(name)!r}"
+            for name in {**now, **then}
+            if now.get(name) != then.get(name)
         ]
         if differing:
             raise ValueError(
                 f"name={recipe.name!r}: {folder} holds another run ({', '.join(differing)}): "
                 "take another name, or go on with that one"
             )
-    write_json(file, ours)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, ours)
 
 
-def _speed(tokens: int, seconds: float) -> dict[str, float]:
-    return {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
+def provenance(recipe: Recipe) -> dict[str, Any]:
+    """The recipe and the versions of what runs it."""
+    packages = ("jspec", "jax", "flax", "optax", "orbax-checkpoint")
+    return {
+        "recipe": asdict(recipe),
+        "versions": {package: version(package) for package in packages},
+        "devices": [str(jax.device_count()), jax.devices()[0].device_kind],
+    }
 
 
-@contextlib.contextmanager
-def _progress(recipe: Recipe) -> Iterator[Callable[[int, str], None]]:
-    """A bar on stderr with the time left and the last evaluation."""
-    columns = (
-        TextColumn(recipe.name),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(recipe.name, total=recipe.steps, note="compiling the first step")
-
-        def show(done: int, note: str) -> None:
-            bar.update(task, completed=done, **({"note": note} if note else {}))
-
-        yield show
+def _check_finite(recipe: Recipe, told: tuple[int, Numbers] | None) -> None:
+    """Raises `FloatingPointError` for a number that is not, naming the step and its rows."""
+    if told is None:
+        return
+    step, numbers = told
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            rows = f"rows {(step - 1) * recipe.batch} to {step * recipe.batch - 1} of its data"
+            raise FloatingPointError(f"step {step} ({rows}): {name} is {float(value)}")
 
 
-def _checkpoints(folder: Path, recipe: Recipe) -> ocp.training.Checkpointer:
-    policies = ocp.training.preservation_policies
-    return ocp.training.Checkpointer(
-        folder / "checkpoints", preservation_policy=policies.LatestN(recipe.keep)
-    )
+def _summary(found: Numbers) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items() if "kept" not in name)
 
 
-def _log(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        # Of numbers that a program computed, JSON knows none.
-        file.write(json.dumps(record, default=float) + "\n")
+class _Clock:
+    """Seconds of training, and not of what is done in between."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        before = time.monotonic()
+        yield
+        self._began += time.monotonic() - before
+
+    def speed(self, steps: int, recipe: Recipe) -> Numbers:
+        seconds = time.monotonic() - self._began
+        tokens = steps * recipe.batch * recipe.length
+        return {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}

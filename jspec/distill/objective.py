@@ -68,11 +68,14 @@ def distillation(
     Measures `acceptance`, the probability that token-level rejection keeps the student's draw.
     """
 
+    # Where one model's tokens are the other's and more, what is more is padding.
+    vocabulary = min(model.config.vocabulary, teacher.config.vocabulary)
+
     @jax.checkpoint
     def compare(params: Params, ours: Array, theirs: Array, weight: Array, t: Array) -> Array:
         greedy, t = (t == 0)[..., None], jnp.where(t == 0, 1, t)[..., None]
-        student = model.logits(params, ours) / t
-        target = teacher.logits(frozen, theirs)[..., : student.shape[-1]] / t
+        student = model.logits(params, ours)[..., :vocabulary] / t
+        target = teacher.logits(frozen, theirs)[..., :vocabulary] / t
         target = jnp.where(greedy, _likeliest(target), target)
         refused = jax.lax.stop_gradient(total_variation(target, student))
         return jnp.stack([(loss(target, student) * weight).sum(), (refused * weight).sum()])
@@ -88,6 +91,15 @@ def distillation(
     total, _ = jax.lax.scan(add, jnp.zeros(2), (*hidden, *told))
     value, refused = total / jnp.maximum(batch.weight.sum(), 1.0)
     return value, {"acceptance": 1 - refused}
+
+
+def computed_in(objective: Objective, dtype: str) -> Objective:
+    """The objective with parameters that are rounded to `dtype` before they are used."""
+
+    def rounded(params: Params, frozen: Params, batch: Batch) -> tuple[Array, Measures]:
+        return objective(jax.tree.map(lambda x: x.astype(dtype), params), frozen, batch)
+
+    return rounded
 
 
 def read(

@@ -1,14 +1,19 @@
 """A training run, as data: what `configs/NAME.py` returns and the command line overrides."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import jax
-import optax
-from optax.contrib import MuonDimensionNumbers, muon
+from typing import ClassVar
 
 from jspec.config import ModelConfig
+from jspec.distill.optimizer import OPTIMIZERS, SCHEDULES
+from jspec.distill.temperatures import read_served, read_temperatures
+
+CHOICES = {
+    "compute": ("float32", "bfloat16"),
+    "optimizer": tuple(OPTIMIZERS),
+    "schedule": tuple(SCHEDULES),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +24,17 @@ class Recipe:
       name: the run's folder below `output`.
       length: tokens a block; batch: blocks a step; steps: steps in all.
       chunk: tokens of each block that are read at a time; 0 for all of them at once.
-      learning_rate: the peak, held after a linear `warmup` until a linear fall to zero over the
-        last `cooldown` share of the steps.
-      clip: the largest norm of a step's gradients.
-      evaluate_every, save_every: in steps; keep: how many checkpoints stay.
+      accumulate: batches to a step of the optimizer.
+      compute: what the student is computed in; its weights are float32.
+      remat: whether a layer's inner values are computed again for the gradient, which saves memory.
+      mesh: such as `data=2,tensor=4`; empty for one device. replicated: whether every device has
+        the whole student.
+      optimizer: `muon` or `adamw`.
+      learning_rate: the peak, after a linear `warmup`; schedule: what follows it, over the last
+        `cooldown` share of the steps: `linear` or `cosine` to zero, or `constant`.
+      clip: the largest norm of a step's gradients; clip_value: of any one number in them; 0 for
+        neither.
+      evaluate_every, save_every: in steps; keep: how many checkpoints stay, besides the best.
     """
 
     name: str
@@ -31,25 +43,43 @@ class Recipe:
     chunk: int = 0
     batch: int = 8
     steps: int = 2000
+    accumulate: int = 1
+    compute: str = "float32"
+    remat: bool = False
+    mesh: str = ""
+    replicated: bool = False
+    optimizer: str = "muon"
     learning_rate: float = 3e-3
     warmup: int = 100
+    schedule: str = "linear"
     cooldown: float = 0.7
     weight_decay: float = 0.1
     clip: float = 1.0
+    clip_value: float = 0.0
     seed: int = 0
     evaluate_every: int = 100
     save_every: int = 100
     keep: int = 2
 
     # Fields that a run which goes on cannot change.
-    FIXED: ClassVar[tuple[str, ...]] = ()
+    FIXED: ClassVar[tuple[str, ...]] = ("optimizer", "accumulate")
 
     def __post_init__(self) -> None:
-        for field in ("length", "batch", "steps", "evaluate_every", "save_every", "keep"):
+        for field in (
+            "length", "batch", "steps", "accumulate", "evaluate_every", "save_every", "keep"
+        ):  # fmt: skip
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field in ("warmup", "learning_rate", "weight_decay", "clip", "clip_value"):
+            if not getattr(self, field) >= 0 or math.isinf(getattr(self, field)):
+                raise ValueError(f"{field}={getattr(self, field)}: must be 0 or more")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"cooldown={self.cooldown}: a share of the steps, from 0 to 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: must lie in 0..{2**32 - 1}")
+        for field, known in CHOICES.items():
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r} is none of: {', '.join(known)}")
         if self.chunk and self.length % self.chunk:
             raise ValueError(f"chunk={self.chunk}: length={self.length} is no multiple of it")
 
@@ -66,7 +96,7 @@ class Pretraining(Recipe):
     model: ModelConfig
     initial: str = ""
 
-    FIXED: ClassVar[tuple[str, ...]] = ("model",)
+    FIXED: ClassVar[tuple[str, ...]] = ("model", *Recipe.FIXED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,15 +126,20 @@ class Losses:
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Text as it is.
+    """Text as it is: where the other sources take their prompts from, too.
 
     Attributes:
       weight: its share of the rows, against the other sources'.
-      source: `zoo:corpus`.
+      source: `zoo:corpus`, a file (JSON, JSON lines, Parquet, text, Arrow), a folder, a hub name.
+      split: of a folder or a hub name; column: which to read, by its name if empty.
+      held_out: the share of the texts that is kept for measuring; the zoo's corpus has its own.
     """
 
     weight: float = 1.0
     source: str = "zoo:corpus"
+    split: str = "train"
+    column: str = ""
+    held_out: float = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +148,9 @@ class Answers:
 
     Attributes:
       weight: its share of the rows, against the other sources'.
-      count: how many; prompt: tokens of a text that each goes on from; tokens: the most it has.
+      count: how many; tokens: the most that one has.
+      prompt: tokens of a text that each goes on from. Of a conversation it is all that comes before
+        the assistant's first turn, which may be longer.
       temperature: the one they are sampled at: a number, a set `0.7,0.8` or a range `0.3..1.5`.
       batch: how many are written at a time; tree: what the draft guesses.
     """
@@ -128,12 +165,33 @@ class Answers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What the student writes itself, to be taught where it goes (on policy).
+
+    Attributes:
+      weight: its share of the rows, against the other sources'.
+      every: steps after which they are written anew.
+      count, prompt, tokens, temperature, batch: as of the answers.
+    """
+
+    weight: float = 0.0
+    every: int = 200
+    count: int = 256
+    prompt: int = 64
+    tokens: int = 448
+    temperature: str = "1"
+    batch: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
 class Distillation(Recipe):
     """Teaching a draft its target's law.
 
     Attributes:
       target: the teacher; draft: the student to start from. Both are model folders, hub names, or
         of the zoo.
+      model: a shape to start afresh with, in place of `draft`.
+      teacher: what the teacher is loaded and computed in: float32, bfloat16 or float16.
       loss_temperature: of both laws in the loss: a number, a set or a range, drawn once a text;
         empty for the one that a text was sampled at.
       served: temperatures at which acceptance is measured by decoding; tree: what is guessed then.
@@ -141,56 +199,48 @@ class Distillation(Recipe):
     """
 
     target: str
-    draft: str
+    draft: str = ""
+    model: ModelConfig | None = None
+    teacher: str = "float32"
     losses: Losses = Losses()
     loss_temperature: str = ""
     text: Text = Text()
     answers: Answers = Answers()
+    rollouts: Rollouts = Rollouts()
     served: str = "0,1"
     tree: str = "comb:2x1"
     prompts: int = 16
     tokens: int = 64
 
-    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft")
+    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft", "model", *Recipe.FIXED)
 
-
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """Muon for the layers' matrices and AdamW for the rest, after clipping by norm.
-
-    Both take the same rate: Muon's updates are scaled to the size of Adam's
-    (https://arxiv.org/abs/2502.16982, equation 4).
-    """
-    return optax.chain(
-        optax.clip_by_global_norm(recipe.clip),
-        muon(
-            schedule(recipe),
-            weight_decay=recipe.weight_decay,
-            adam_b1=0.9,
-            adam_b2=0.95,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=0.2,
-        ),
-    )
-
-
-def schedule(recipe: Recipe) -> optax.Schedule:
-    """The learning rate: linear warm-up, constant, linear fall to zero."""
-    falling = max(1, round(recipe.steps * recipe.cooldown))
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(0.0, recipe.learning_rate, recipe.warmup),
-            optax.constant_schedule(recipe.learning_rate),
-            optax.linear_schedule(recipe.learning_rate, 0.0, falling),
-        ],
-        [recipe.warmup, recipe.steps - falling],
-    )
-
-
-def _matrices(params: Any) -> Any:
-    """Which axes of a parameter Muon makes orthogonal: `[out, in]` of the layers', no other's."""
-
-    def axes(path: tuple[Any, ...], param: jax.Array) -> MuonDimensionNumbers | None:
-        outside = {"embedding", "positions", "head"} & {getattr(part, "key", "") for part in path}
-        return None if outside or param.ndim != 2 else MuonDimensionNumbers(1, 0)
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.draft) == (self.model is not None):
+            raise ValueError(f"draft={self.draft!r}, model={self.model}: give one of the two")
+        sources = {"text": self.text, "answers": self.answers, "rollouts": self.rollouts}
+        for name, source in sources.items():
+            if not 0 <= source.weight < math.inf:
+                raise ValueError(f"{name}.weight={source.weight}: must be 0 or more")
+        if not any(source.weight for source in sources.values()):
+            raise ValueError("text, answers and rollouts all have weight=0: give one a weight")
+        for name in ("answers", "rollouts"):
+            for field in ("count", "prompt", "tokens", "batch"):
+                if getattr(sources[name], field) < 1:
+                    value = getattr(sources[name], field)
+                    raise ValueError(f"{name}.{field}={value}: must be at least 1")
+        counts = {"rollouts.every": self.rollouts.every, "prompts": self.prompts}
+        for field, value in {**counts, "tokens": self.tokens}.items():
+            if value < 1:
+                raise ValueError(f"{field}={value}: must be at least 1")
+        if not 0 < self.text.held_out < 1:
+            raise ValueError(f"text.held_out={self.text.held_out}: a share between 0 and 1")
+        for field, text in (
+            ("loss_temperature", self.loss_temperature or "1"),
+            ("answers.temperature", self.answers.temperature),
+            ("rollouts.temperature", self.rollouts.temperature),
+        ):
+            read_temperatures(field, text)
+        read_served(self.served)
+        if self.losses.weights() == {}:
+            raise ValueError("losses: all weights are 0: give one loss a weight")

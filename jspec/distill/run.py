@@ -1,125 +1,249 @@
-"""A distillation from its recipe: data, teacher, student, loop, files."""
+"""A distillation from its recipe: data, teacher, student and loop."""
 
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-from jspec.distill.answers import Answer, answer
-from jspec.distill.data import Blocks, Document, Mixture, Source, pack
-from jspec.distill.evaluation import both, decoding, held_out_loss
-from jspec.distill.loop import train
+from jspec.distill import answers
+from jspec.distill.checkpoints import Note
+from jspec.distill.data import Document, Mixture, Source, pack
+from jspec.distill.evaluation import both, decoding, held_out_loss, tokens_per_round
+from jspec.distill.loop import Run, claim, train
 from jspec.distill.losses import mixture
-from jspec.distill.objective import distillation
-from jspec.distill.recipe import Distillation
-from jspec.distill.temperatures import read_temperatures
+from jspec.distill.objective import computed_in, distillation
+from jspec.distill.optimizer import optimizer
+from jspec.distill.progress import progress
+from jspec.distill.recipe import Answers, Distillation, Rollouts
+from jspec.distill.step import program
+from jspec.distill.temperatures import read_served, read_temperatures
+from jspec.distill.texts import Texts
+from jspec.draft.lookup import LookupDrafter
+from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint
-from jspec.models.protocol import Params
+from jspec.models.protocol import Model, Params
 from jspec.shapes import read_tree
+from jspec.tree import Tree
 
-Texts = Sequence[np.ndarray]
+# What each source's draws are told apart by.
+ANSWERS, ROLLOUTS, PROMPTS = range(1, 4)
+LOOKED_UP = Tree.chain(3)
+
+
+class Student(NamedTuple):
+    """The model that is taught, and what it starts from."""
+
+    model: Model
+    params: Params
 
 
 def distill(
     recipe: Distillation,
     target: Checkpoint,
-    draft: Checkpoint,
+    student: Student,
     texts: Texts,
     held_out: Texts,
-    prompts: Sequence[Sequence[int]],
     *,
-    note: Callable[[str], None],
-    show: Callable[[int, int], None],
-) -> Params:
-    """The draft's parameters after a run, which goes on where it stopped.
+    mesh: Mesh | None = None,
+    note: Note,
+) -> Run:
+    """Teaches the student, from where the run last stopped.
 
     Args:
-      texts: tokens of each text to learn from; held_out: of those to measure the loss on.
-      prompts: held-out ones, decoded at the served temperatures.
-      note: told what is being done before the first step; show: how many answers there are.
+      texts: to learn from, and to take prompts from; held_out: to measure on.
+      note: told what is being done before the first step, and what went wrong.
     """
+    context = min(student.model.config.context, target.model.config.context)
+    if recipe.length > context:
+        raise ValueError(
+            f"length={recipe.length} is longer than the context of {context} that target and draft "
+            "share"
+        )
+    guessing = _guessing(recipe.tree, student.model, target.model)
+    folder = Path(recipe.output).absolute() / recipe.name
+    claim(folder, recipe)
     objective = functools.partial(
         distillation,
-        model=draft.model,
+        model=student.model,
         teacher=target.model,
         loss=mixture(recipe.losses.weights(), beta=recipe.losses.beta),
         chunk=recipe.chunk,
     )
-    context = target.model.config.context
+    steps = program(
+        student.params,
+        target.params,
+        objective=computed_in(objective, recipe.compute),
+        optimizer=optimizer(recipe),
+        mesh=mesh,
+    )
+    tested = pack(_at_temperatures(recipe, held_out), recipe.length, lengths=held_out.lengths)
     measure = both(
-        held_out_loss(
-            objective, target.params, _blocks(_documents(recipe, held_out), recipe), recipe.batch
-        ),
+        held_out_loss(objective, target.params, tested, recipe.batch, mesh),
         decoding(
             target.params,
-            prompts,
-            read_temperatures("served", recipe.served).values,
+            prompts(
+                held_out,
+                Answers(count=recipe.prompts, prompt=recipe.answers.prompt, tokens=recipe.tokens),
+                context=target.model.config.context,
+                seed=PROMPTS,
+            ),
+            read_served(recipe.served),
             target=target.model,
-            drafter=SmallModelDrafter(draft.model, read_tree(recipe.tree, context)),
+            drafter=guessing,
             tokens=recipe.tokens,
         ),
     )
-    sources: list[tuple[Source, float]] = []
-    if recipe.text.weight:
-        sources.append((_blocks(_documents(recipe, texts), recipe), recipe.text.weight))
-    if recipe.answers.weight:
-        note(f"{recipe.answers.count} answers of the target")
-        written = _answers(recipe, target, draft, texts, show)
-        documents = [one.document() for one in written]
-        sources.append((_blocks(documents, recipe), recipe.answers.weight))
-    mixed = Mixture(*zip(*sources, strict=True), seed=recipe.seed)
-    return train(recipe, objective, draft.params, target.params, mixed, measure)
-
-
-def _answers(
-    recipe: Distillation,
-    target: Checkpoint,
-    draft: Checkpoint,
-    texts: Texts,
-    show: Callable[[int, int], None],
-) -> list[Answer]:
-    wanted = recipe.answers
-    tree = read_tree(wanted.tree, target.model.config.context)
-    temperatures = read_temperatures("answers.temperature", wanted.temperature)
-    return answer(
-        Path(recipe.output).absolute() / recipe.name / "answers",
+    return train(
+        recipe,
+        steps,
+        student.params,
         target.params,
-        draft.params,
-        beginnings(texts, wanted.count, wanted.prompt, recipe.seed),
-        temperatures.draw(recipe.seed, wanted.count),
-        target=target.model,
-        drafter=SmallModelDrafter(draft.model, tree),
-        tokens=wanted.tokens,
-        stops=target.end_of_text,
-        batch=wanted.batch,
-        seed=recipe.seed,
-        made_by={"target": recipe.target, "temperature": wanted.temperature},
-        show=show,
+        _sources(recipe, folder, target, student, texts),
+        measure,
+        tokens_per_round,
+        mesh=mesh,
+        note=note,
     )
 
 
-def beginnings(texts: Texts, count: int, length: int, seed: int) -> list[np.ndarray]:
-    """`count` windows of `length` tokens, anywhere in the texts."""
-    spans = [max(0, len(text) - length + 1) for text in texts]
+class Writer(NamedTuple):
+    """Who writes text to learn from, and what guesses ahead of it meanwhile."""
+
+    name: str
+    model: Model
+    params: Params
+    drafter: Drafter
+    draft: Params
+
+
+def _sources(
+    recipe: Distillation, folder: Path, target: Checkpoint, student: Student, texts: Texts
+) -> Callable[[int, Params], Source]:
+    """Which rows serve a step: those of the three sources, mixed by their weights."""
+    fixed: list[tuple[Source, float]] = []
+    if recipe.text.weight:
+        documents = _at_temperatures(recipe, texts)
+        rows = pack(documents, recipe.length, lengths=texts.lengths, seed=recipe.seed)
+        fixed.append((rows, recipe.text.weight))
+    written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
+    if recipe.answers.weight:
+        guessing = _guessing(recipe.answers.tree, student.model, target.model)
+        writer = Writer("target", target.model, target.params, guessing, student.params)
+        rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
+        fixed.append((rows, recipe.answers.weight))
+
+    def mixed(*more: tuple[Source, float]) -> Source:
+        return Mixture(*zip(*fixed, *more, strict=True), seed=recipe.seed)
+
+    if not recipe.rollouts.weight:
+        whole = mixed()
+        return lambda step, params: whole
+
+    latest: dict[int, Source] = {}
+
+    def refreshed(step: int, params: Params) -> Source:
+        turn = step // recipe.rollouts.every
+        if turn not in latest:
+            writer = Writer("student", student.model, params, LookupDrafter(LOOKED_UP), ())
+            place = folder / "rollouts" / f"{turn:05}"
+            rows = written(recipe.rollouts, place, (ROLLOUTS, turn), writer=writer)
+            latest.clear()
+            latest[turn] = mixed((rows, recipe.rollouts.weight))
+        return latest[turn]
+
+    return refreshed
+
+
+def _written(
+    recipe: Distillation,
+    wanted: Answers | Rollouts,
+    folder: Path,
+    told_apart: tuple[int, ...],
+    *,
+    texts: Texts,
+    stops: Sequence[int],
+    writer: Writer,
+) -> Source:
+    """Rows of what the writer goes on with after the beginnings of texts."""
+    seed = int(np.random.default_rng((recipe.seed, *told_apart)).integers(2**31))
+    name = type(wanted).__name__.lower()
+    temperatures = read_temperatures(f"{name}.temperature", wanted.temperature)
+    with progress(name, wanted.count) as show:
+        found = answers.answer(
+            folder,
+            writer.params,
+            writer.draft,
+            prompts(texts, wanted, context=writer.model.config.context, seed=seed),
+            temperatures.draw(seed, wanted.count),
+            target=writer.model,
+            drafter=writer.drafter,
+            tokens=wanted.tokens,
+            stops=stops,
+            batch=wanted.batch,
+            seed=seed,
+            made_by={"writer": writer.name, "target": recipe.target},
+            show=show,
+        )
+    documents = [one.document() for one in found]
+    if recipe.loss_temperature:
+        loss = read_temperatures("loss_temperature", recipe.loss_temperature)
+        drawn = loss.draw(seed, len(documents)).tolist()
+        documents = [
+            document._replace(temperature=temperature)
+            for document, temperature in zip(documents, drawn, strict=True)
+        ]
+    return pack(documents, recipe.length, seed=recipe.seed)
+
+
+def prompts(
+    texts: Texts, wanted: Answers | Rollouts, *, context: int, seed: int
+) -> list[np.ndarray]:
+    """Where `wanted.count` answers go on from.
+
+    Of conversations it is what comes before the first turn that counts; of other texts, windows of
+    `wanted.prompt` tokens from anywhere. Raises `ValueError` if none leaves room for an answer.
+    """
+    rng = np.random.default_rng((seed, 2))
+    room = context - wanted.tokens
+    if texts.prompts.any():
+        fitting = np.flatnonzero((texts.prompts > 0) & (texts.prompts <= room))
+        if not len(fitting):
+            raise ValueError(
+                f"tokens={wanted.tokens}: no prompt leaves as much of the context of {context}"
+            )
+        chosen = fitting[_often(rng, len(fitting), wanted.count)]
+        return [texts[index].tokens[: texts.prompts[index]] for index in chosen]
+    length = wanted.prompt
+    spans = np.maximum(0, texts.lengths - length + 1)
     ends = np.cumsum(spans)
-    if not len(ends) or not ends[-1]:
-        raise ValueError(f"answers.prompt={length}: no text has as many tokens")
-    places = np.random.default_rng((seed, 2)).integers(ends[-1], size=count)
+    if length > room or not ends[-1]:
+        raise ValueError(
+            f"prompt={length}, tokens={wanted.tokens}: texts have up to {texts.lengths.max()} "
+            f"tokens, and the context is {context}: ask for less of both"
+        )
+    places = rng.integers(ends[-1], size=wanted.count)
     chosen = np.searchsorted(ends, places, side="right")
     starts = places - (ends - spans)[chosen]
     pairs = zip(chosen, starts, strict=True)
-    return [texts[text][start : start + length] for text, start in pairs]
+    return [texts[index].tokens[start : start + length] for index, start in pairs]
 
 
-def _documents(recipe: Distillation, texts: Texts) -> list[Document]:
-    """All of every text, at the loss's temperature or, where there is none, the answers'."""
+def _often(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
+    """`count` numbers below `size`, each as often as the others, or once more."""
+    rounds = [rng.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate(rounds)[:count]
+
+
+def _at_temperatures(recipe: Distillation, texts: Texts) -> Sequence[Document]:
+    """Texts at the temperatures of the loss or, where it has none, at those of the answers."""
     wanted = recipe.loss_temperature or recipe.answers.temperature
     drawn = read_temperatures("loss_temperature", wanted).draw(recipe.seed, len(texts))
-    pairs = zip(texts, drawn.tolist(), strict=True)
-    return [Document(text, np.ones(len(text)), temperature) for text, temperature in pairs]
+    return texts.at(drawn)
 
 
-def _blocks(documents: Sequence[Document], recipe: Distillation) -> Blocks:
-    return Blocks(pack(documents, recipe.length), recipe.seed)
+def _guessing(tree: str, draft: Model, target: Model) -> Drafter:
+    return SmallModelDrafter(draft, read_tree(tree, target.config.context))

@@ -11,7 +11,7 @@ NUMBER = r"\d+(?:\.\d*)?|\.\d+"
 
 @dataclass(frozen=True)
 class Temperatures:
-    """What a temperature may be: any of `values`, or anything `low` to `high`."""
+    """What a temperature may be: any of `values`, or, where there are none, `low` to `high`."""
 
     values: tuple[float, ...] = ()
     low: float = 0.0
@@ -40,3 +40,11 @@ def read_temperatures(name: str, text: str) -> Temperatures:
         f"{name}={text!r}: write a number from 0 on, a set such as 0.7,0.8,0.9, or a range such as "
         "0.3..1.5"
     )
+
+
+def read_served(text: str) -> dict[str, Temperatures]:
+    """What is measured one by one: the numbers of a set, or a whole range, by their names."""
+    found = read_temperatures("served", text)
+    if not found.values:
+        return {f"{found.low:g}..{found.high:g}": found}
+    return {f"{value:g}": Temperatures((value,)) for value in found.values}

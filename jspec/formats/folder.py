@@ -58,8 +58,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Writes an object as JSON that people can read."""
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Writes an object as JSON that people can read; the file is there whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def _refuse(folder: Path) -> None:

@@ -23,15 +23,20 @@ from jspec.sharding import ANYWHERE, constrain, named
 UNUSED_POSITIONS = 2
 
 
-def transformer(config: ModelConfig) -> LinenModel:
-    """The model that `config` describes."""
-    return LinenModel(Transformer(config), config)
+def transformer(config: ModelConfig, *, remat: bool = False) -> LinenModel:
+    """The model that `config` describes.
+
+    Args:
+      remat: whether a layer's inner values are computed again for its gradient, and not kept.
+    """
+    return LinenModel(Transformer(config, remat), config)
 
 
 class Transformer(nn.Module):
     """Embedding, L layers, a last norm, and a head that is its own or the embedding."""
 
     config: ModelConfig
+    remat: bool = False
 
     def setup(self) -> None:
         c = self.config
@@ -46,7 +51,8 @@ class Transformer(nn.Module):
                 named(nn.initializers.normal(c.width**-0.5), None, "width"),
                 (UNUSED_POSITIONS + c.context, c.width),
             )
-        self.layers = [Layer(c, i, name=f"layer_{i}") for i in range(c.layers)]
+        layer = nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer
+        self.layers = [layer(c, i, name=f"layer_{i}") for i in range(c.layers)]
         if c.final_norm:
             self.norm = NORMS[c.norm](c.epsilon)
         if not c.tied:

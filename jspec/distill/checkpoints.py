@@ -1,0 +1,120 @@
+"""Checkpoints of a run: the newest few and the best, restorable on any mesh."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from jspec.distill.step import TrainState
+
+STATE = "state"
+SCORE = "score"
+DESCRIPTION = "_CHECKPOINT_METADATA"
+Note = Callable[[str], None]
+
+
+class Checkpoints:
+    """Those below `folder`, for a `with` statement, at whose end all are on disk.
+
+    Args:
+      note: told of those that cannot be read.
+      keep: how many of the newest stay; the one of the highest score stays, too.
+      provenance: stored with them: the recipe, and what made it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        note: Note,
+        *,
+        keep: int = 1,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._note = note
+        self._set_aside_broken(folder)
+        policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            n=1,
+            get_metric_fn=lambda metrics: metrics[SCORE],
+            keep_checkpoints_without_metrics=False,
+        )
+        policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
+        self._open = ocp.training.Checkpointer(
+            folder,
+            preservation_policy=policy,
+            custom_metadata=None if provenance is None else json.loads(json.dumps(provenance)),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """Those there are, in order."""
+        return sorted(found.step for found in self._open.checkpoints)
+
+    @property
+    def best(self) -> int | None:
+        """The step of the highest score; None where nothing was scored."""
+        scored = [found for found in self._open.checkpoints if found.metrics]
+        return max(scored, key=lambda found: found.metrics[SCORE]).step if scored else None
+
+    def restore(self, state: TrainState) -> TrainState:
+        """The newest that can be read, laid out as `state` is; `state` where there is none."""
+        failed = []
+        for step in reversed(self.steps):
+            try:
+                return self.load(step, state)
+            # Whatever the reader raises for files that are broken.
+            except Exception as error:
+                reason = " ".join(str(error).split())[:200]
+                self._note(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
+                failed.append(step)
+        if failed:
+            raise ValueError(
+                f"{self._open.directory} has no checkpoint that can be read: restore one of "
+                f"{', '.join(map(str, failed))}, or delete the folder to begin again"
+            )
+        return state
+
+    def load(self, step: int, state: TrainState) -> TrainState:
+        """The state of a step, laid out as `state` is."""
+        return self._open.load_checkpointables(step, {STATE: state})[STATE]
+
+    def save(self, step: int, state: TrainState, score: float | None = None) -> None:
+        """Begins to write the state, once what is being written is done."""
+        # A save that is asked for while another is being written is left out in silence.
+        self._open.wait()
+        self._open.save_checkpointables_async(
+            step,
+            {STATE: state},
+            overwrite=True,
+            metrics=None if score is None else {SCORE: score},
+        )
+
+    def _set_aside_broken(self, folder: Path) -> None:
+        """Renames checkpoints whose description is broken, at which opening all of them fails."""
+        for place in folder.glob("*") if jax.process_index() == 0 else ():
+            described = place / DESCRIPTION
+            if not place.name.isdigit() or not described.is_file():
+                continue
+            try:
+                json.loads(described.read_text(encoding="utf-8"))
+            except ValueError:
+                self._note(f"checkpoint {place.name} cannot be read: {described} is broken")
+                place.rename(place.with_name(f"{place.name}.broken"))
+        multihost_utils.sync_global_devices("checkpoints are there")

@@ -1,0 +1,32 @@
+"""Notices that the machine is about to be taken away."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+Noticed = Callable[[int], bool]
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Noticed]:
+    """Yields a function of the step that says whether to save and stop, on all processes alike.
+
+    One process listens to SIGTERM itself; of several, jax's coordinator tells all of them at which
+    step to stop, once any has had a signal or a notice.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # where no signal arrives
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield lambda step: told.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)

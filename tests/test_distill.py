@@ -1,0 +1,248 @@
+"""`jspec distill`, from a recipe to a draft that decodes."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_zoo
+
+from jspec import zoo
+from jspec.cli.main import main
+from jspec.distill import run
+from jspec.distill.checkpoints import Checkpoints
+from jspec.formats.huggingface import load
+from jspec.zoo import lessons
+
+CONFIG = """
+from jspec.distill.recipe import Answers, Distillation, Rollouts, Text
+
+
+def config() -> Distillation:
+    return Distillation(
+        name="run", target="zoo:target", draft="zoo:wide", output={output!r},
+        text=Text(source={source!r}, weight=0.5, held_out=0.3),
+        answers=Answers(weight=0.5, count=6, prompt=4, tokens=20, batch=2, tree="chain:2"),
+        length=32, batch=8, chunk=16, steps=6, warmup=1, evaluate_every=3, save_every=2, keep=9,
+        served="0,1", tree="chain:2", prompts=2, tokens=8,
+    )
+"""
+WORDS = ("def", "add", "left", "right", "return", "+", "\\n", ":", "(", ")")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Whose heads can be cut in four."""
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"), heads=4, kv_heads=4)
+
+
+@pytest.fixture(autouse=True)
+def small(models, monkeypatch):
+    monkeypatch.setattr(zoo, "MODELS", models)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 30))}) for _ in range(20)]
+    source, file = tmp_path / "texts.jsonl", tmp_path / "config.py"
+    source.write_text("\n".join(lines))
+    file.write_text(CONFIG.format(output=str(tmp_path / "runs"), source=str(source)))
+    return file
+
+
+def distil(capsys, config: Path, *changes: str) -> dict:
+    capsys.readouterr()
+    code = main(("distill", "--json", str(config), *changes))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+def refused(capsys, config: Path, *changes: str) -> str:
+    capsys.readouterr()
+    assert main(("distill", str(config), *changes)) == 2
+    out, err = capsys.readouterr()
+    complaint = err.splitlines()[-1]
+    assert out == "" and complaint.startswith("jspec: "), err
+    return complaint
+
+
+def weights(folder: str | Path) -> list[np.ndarray]:
+    return [np.asarray(x, np.float32) for x in jax.tree.leaves(load(folder).params)]
+
+
+def log(config: Path, name: str = "run") -> list[dict]:
+    file = config.parent / "runs" / name / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def checkpoints(config: Path, name: str = "run") -> Path:
+    return config.parent / "runs" / name / "checkpoints"
+
+
+def test_a_run_leaves_a_draft_a_log_and_where_it_came_from(capsys, config):
+    done = distil(capsys, config)
+    draft = load(done["folder"])
+    assert draft.model.config == load(zoo.find("zoo:wide")).model.config
+    assert draft.tokenizer is not None and draft.end_of_text == (0,)
+    first, last = log(config)
+    assert (first["step"], last["step"]) == (3, 6)
+    assert last["held_out_loss"] < first["held_out_loss"]
+    for temperature in ("0", "1"):
+        kept = [last[f"kept_{depth}@{temperature}"] for depth in (1, 2)]
+        assert 1 >= kept[0] >= kept[1] >= 0
+        # 8 tokens of which the last round may keep fewer than it has right.
+        assert 1 <= last[f"tokens_per_round@{temperature}"] <= 1 + sum(kept) + 1e-6
+    folder = config.parent / "runs" / "run"
+    assert list((folder / "tensorboard").iterdir())
+    with Checkpoints(folder / "checkpoints", print) as kept:
+        assert kept.steps == [2, 4, 6] and kept.best == 6
+    metadata = list((folder / "checkpoints" / "metadata").rglob("*"))
+    assert any('"zoo:target"' in file.read_text() for file in metadata if file.is_file())
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(capsys, config, monkeypatch):
+    whole = distil(capsys, config, "name=whole")
+    capsys.readouterr()
+    sources = run._sources
+
+    def stopping(*arguments):
+        source_at = sources(*arguments)
+
+        def at(step, params):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return source_at(step, params)
+
+        return at
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_sources", stopping)
+        assert main(("distill", str(config))) == 0
+    assert "stopped, and saved" in capsys.readouterr().err
+    assert not (config.parent / "runs" / "run" / "model").exists()
+    with Checkpoints(checkpoints(config), print) as kept:
+        assert kept.steps == [2, 3]
+    done = distil(capsys, config)
+    for mine, theirs in zip(weights(done["folder"]), weights(whole["folder"]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    curves = [
+        [{k: v for k, v in x.items() if k not in ("seconds", "tokens_per_second")} for x in lines]
+        for lines in (log(config), log(config, "whole"))
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, config):
+    whole = distil(capsys, config, "name=whole")
+    distil(capsys, config)
+    for file in (checkpoints(config) / "6").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"broken")
+    capsys.readouterr()
+    assert main(("distill", str(config))) == 0
+    assert "checkpoint 6 cannot be read" in capsys.readouterr().err
+    folder = config.parent / "runs" / "run" / "model"
+    for mine, theirs in zip(weights(folder), weights(whole["folder"]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        ("mesh=data=2,tensor=4", "mesh=fsdp=8"),
+        pytest.param(("mesh=fsdp=8", "mesh="), marks=pytest.mark.slow),
+        pytest.param(("mesh=data=8", "mesh=fsdp=2,tensor=4"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_can_move_from_mesh_to_mesh_and_is_the_one_without(capsys, config, meshes):
+    """To the rounding of sums that are added in another order, which Adam's division by the root of
+    small squares makes larger."""
+    fields = ("optimizer=adamw", "schedule=constant")
+    distil(capsys, config, "name=alone", *fields)
+    distil(capsys, config, "steps=4", meshes[0], *fields)
+    distil(capsys, config, meshes[1], *fields)
+    moved = [line for line in log(config) if line["step"] != 4]
+    for mine, theirs in zip(moved, log(config, "alone"), strict=True):
+        for name in ("loss", "held_out_loss", "gradient_norm"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
+
+
+def test_rollouts_are_the_students_own_and_written_anew(capsys, config):
+    fields = (
+        "rollouts.weight=1", "rollouts.every=2", "rollouts.count=3", "rollouts.tokens=10",
+        "rollouts.prompt=4", "answers.weight=0", "steps=4",
+    )  # fmt: skip
+    done = distil(capsys, config, *fields)
+    written = sorted((config.parent / "runs" / "run" / "rollouts").iterdir())
+    assert [folder.name for folder in written] == ["00000", "00001"]
+    before = [(folder / "part-00000.jsonl").read_bytes() for folder in written]
+    assert before[0] != before[1]
+    assert not (config.parent / "runs" / "run" / "answers").exists()
+    again = distil(capsys, config, *fields, "name=again")
+    for mine, theirs in zip(weights(done["folder"]), weights(again["folder"]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_draft_can_begin_afresh(capsys, config, models):
+    text = config.read_text().replace('draft="zoo:wide"', "model=SHAPE")
+    shape = "SHAPE = ModelConfig(320, 24, 24, 1, 2, 1, 8, 320)\n"
+    config.write_text("from jspec.config import ModelConfig\n" + shape + text)
+    done = distil(
+        capsys, config, "compute=bfloat16", "accumulate=2", "remat=true", "teacher=bfloat16"
+    )
+    draft = load(done["folder"])
+    assert draft.model.config.width == 24 and draft.tokenizer is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("steps=0", "steps=0: must be at least 1"),
+        ("served=warm", "served='warm': write a number from 0 on, a set such as"),
+        ("loss_temperature=2..1", "loss_temperature='2..1': write a number"),
+        ("losses.forward_kl=0", "losses: all weights are 0"),
+        ("losses.kl=1", "losses.kl is no field: there are losses.forward_kl"),
+        ("draft=", "draft='', model=None: give one of the two"),
+        ("answers.weight=-1", "answers.weight=-1.0: must be 0 or more"),
+        ("text.column=body", "text.column='body' is not there: there are text"),
+        ("text.source=none.json", "text.source='none.json', split 'train': cannot be read"),
+        ("target=zoo:huge", "target='zoo:huge': zoo:huge is not in the zoo"),
+        ("mesh=data=3", "mesh data=3, fsdp=1, tensor=1 has 3 devices, and there are 8"),
+        ("mesh=rows=8", "mesh='rows=8': write each of data, fsdp, tensor"),
+        ("optimizer=sgd", "optimizer='sgd' is none of: muon, adamw"),
+        ("length=512", "length=512 is longer than the context of 320 that target and draft share"),
+        ("tree=chain:400", "tree='chain:400' has 401 nodes"),
+        ("prompts=0", "prompts=0: must be at least 1"),
+    ],
+)
+def test_bad_recipes_are_refused(capsys, config, change, said):
+    assert said in refused(capsys, config, change)
+    assert not (config.parent / "runs").exists() or not list(checkpoints(config).glob("*"))
+
+
+def test_another_draft_does_not_go_on_with_a_run(capsys, config):
+    distil(capsys, config, "steps=1")
+    said = refused(capsys, config, "draft=zoo:deep")
+    assert "draft='zoo:deep' where the run has 'zoo:wide'" in said
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):
+    distil(capsys, config, "steps=4")
+    capsys.readouterr()
+    assert main(("distill", str(config), "learning_rate=3e38")) == 1
+    err = capsys.readouterr().err
+    assert "the last good checkpoint is kept" in err and "step 5" in err or "step 6" in err
+    with Checkpoints(checkpoints(config), print) as kept:
+        assert kept.steps == [2, 4]
+
+
+def test_the_zoos_own_corpus_is_a_source(capsys, config, monkeypatch):
+    texts = ["def add(left, right):\n    return left + right\n" * 3] * 4
+    monkeypatch.setattr(lessons, "training_documents", lambda: texts)
+    monkeypatch.setattr(lessons, "held_out_documents", lambda: texts)
+    assert distil(capsys, config, "text.source=zoo:corpus", "steps=1")["steps"] == 1
