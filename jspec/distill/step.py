@@ -73,7 +73,8 @@ def program(
     advance = functools.partial(step, objective=objective, optimizer=optimizer)
     homes, lessons, taught = None, None, None
     if mesh is not None:
-        homes = _homes(jax.eval_shape(begin, params), params, mesh)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        homes = whereabouts(jax.eval_shape(begin, params), params, everywhere)
         taught = jax.tree.map(lambda x: x.sharding, frozen)
         lessons = Batch(*[shardings(mesh, PartitionSpec("batch"))] * len(Batch._fields))
     begin = jax.jit(begin, out_shardings=homes)
@@ -90,13 +91,15 @@ def program(
     )
 
 
-def _homes(state: TrainState, params: Params, mesh: Mesh) -> Any:
-    """Where each array of a state lies: with the parameter that it belongs to by name and shape."""
+def whereabouts(state: TrainState, params: Params, everywhere: NamedSharding) -> Any:
+    """Where each array of a state lies: with the parameter that it belongs to by name and shape.
+
+    What belongs to none lies `everywhere`.
+    """
     known = {
         tuple(path): (param.shape, param.sharding)
         for path, param in jax.tree_util.tree_flatten_with_path(params)[0]
     }
-    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def home(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> NamedSharding:
         for length in range(len(path), 0, -1):

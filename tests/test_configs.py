@@ -1,0 +1,153 @@
+"""Recipes for real models, as far as shapes go: nothing of their size is ever made."""
+
+import functools
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+
+from jspec import transformer
+from jspec.cli.recipes import read_recipe
+from jspec.distill.batch import Batch
+from jspec.distill.losses import mixture
+from jspec.distill.objective import computed_in, distillation
+from jspec.distill.optimizer import optimizer
+from jspec.distill.recipe import Distillation
+from jspec.distill.step import start, step, whereabouts
+from jspec.formats.families import read_config
+from jspec.sharding import REPLICATED, RULES, check, shardings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
+LLAMA_3 = {
+    **LLAMA,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "num_key_value_heads": 8,
+    "num_attention_heads": 32,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+}
+QWEN_3 = {
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+}
+
+
+def sizes(width: int, feedforward: int, layers: int, **more: object) -> dict:
+    return {
+        "hidden_size": width,
+        "intermediate_size": feedforward,
+        "num_hidden_layers": layers,
+        **more,
+    }
+
+
+# What the models' own config.json files say, target and draft.
+PAIRS = {
+    "llama2_13b_68m": (
+        {**LLAMA, **sizes(5120, 13824, 40, vocab_size=32000, num_attention_heads=40),
+         "max_position_embeddings": 4096},
+        {**LLAMA, **sizes(768, 3072, 2, vocab_size=32000, num_attention_heads=12),
+         "max_position_embeddings": 2048},
+    ),
+    "llama31_8b_1b": (
+        {**LLAMA_3, **sizes(4096, 14336, 32)},
+        {**LLAMA_3, **sizes(2048, 8192, 16, tie_word_embeddings=True, head_dim=64)},
+    ),
+    "qwen3_8b_06b": (
+        {**QWEN_3, **sizes(4096, 12288, 36, num_attention_heads=32)},
+        {**QWEN_3, **sizes(1024, 3072, 28, num_attention_heads=16, tie_word_embeddings=True)},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=PAIRS)
+def recipe(request) -> Distillation:
+    return read_recipe(CONFIGS / f"{request.param}.py", Distillation)
+
+
+def models(recipe: Distillation):
+    return [transformer(read_config(config)) for config in PAIRS[recipe.name]]
+
+
+def mesh_of(recipe: Distillation) -> AbstractMesh:
+    named = dict(part.split("=") for part in recipe.mesh.split(","))
+    sizes = {axis: int(named.get(axis, 1)) for axis in ("data", "fsdp", "tensor")}
+    return AbstractMesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+
+
+def held(arrays, homes, dtype=None) -> int:
+    """Bytes of a device."""
+    return sum(
+        math.prod(home.shard_shape(x.shape)) * jnp.dtype(dtype or x.dtype).itemsize
+        for x, home in zip(jax.tree.leaves(arrays), jax.tree.leaves(homes), strict=True)
+    )
+
+
+def test_a_config_names_what_a_device_must_hold(recipe):
+    target, draft = models(recipe)
+    mesh = mesh_of(recipe)
+    rules = REPLICATED if recipe.replicated else RULES
+    check(mesh, target.config, RULES)
+    check(mesh, draft.config, rules)
+    teacher, student = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))
+    lie = [shardings(mesh, target.axes(), RULES), shardings(mesh, draft.axes(), rules)]
+    state = jax.eval_shape(functools.partial(start, optimizer=optimizer(recipe)), student)
+    laid = jax.tree.map(
+        lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home), student, lie[1]
+    )
+    homes = whereabouts(state, laid, NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    bytes_held = (
+        held(teacher, lie[0], recipe.teacher)
+        + held(state, homes)
+        + held(student, lie[1])  # the gradients
+    )
+    said = re.search(r"([\d.]+) GB of each", (CONFIGS / f"{recipe.name}.py").read_text())
+    assert bytes_held / 1e9 == pytest.approx(float(said[1]), abs=0.06)
+
+
+@pytest.mark.slow
+def test_a_step_of_real_size_has_shapes_that_fit(recipe):
+    target, draft = models(recipe)
+    objective = functools.partial(
+        distillation,
+        model=transformer(draft.config, remat=recipe.remat),
+        teacher=target,
+        loss=mixture(recipe.losses.weights()),
+        chunk=recipe.chunk,
+    )
+    whole, targets = (recipe.batch, recipe.length + 1), (recipe.batch, recipe.length)
+    batch = Batch(
+        *(jax.ShapeDtypeStruct(whole, jnp.int32) for _ in range(2)),
+        *(jax.ShapeDtypeStruct(targets, jnp.float32) for _ in range(2)),
+    )
+    rule = optimizer(recipe)
+    teacher, student = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))
+    state = jax.eval_shape(functools.partial(start, optimizer=rule), student)
+    advance = functools.partial(
+        step, objective=computed_in(objective, recipe.compute), optimizer=rule
+    )
+    after, metrics = jax.eval_shape(advance, state, teacher, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].shape == () and metrics["acceptance"].dtype == jnp.float32
