@@ -17,7 +17,8 @@ def join() -> None:
     processes, process = _number(PROCESSES), _number(PROCESS)
     try:
         jax.distributed.initialize(num_processes=processes, process_id=process)
-    except (ValueError, RuntimeError) as error:
+    # An address that is none surfaces as whatever its parts lead to.
+    except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"distributed: the other processes were not found ({reason}): launch by SLURM or on a "
@@ -29,6 +30,6 @@ def _number(name: str) -> int | None:
     text = os.environ.get(name)
     if text is None:
         return None
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise ValueError(f"{name}={text!r}: must be a number")
     return int(text)

@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding
 
 GIGABYTE = 1e9
 MEMORY = Path("/proc/meminfo")
+# What a container may use of it, and what it does.
+LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
 Demand = tuple[tuple[int, ...], np.dtype, NamedSharding | None]
 
 
@@ -52,4 +54,6 @@ def free_here() -> int | None:
         return None
     lines = MEMORY.read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
-    return int(kilobytes) * 1024
+    free = int(kilobytes) * 1024
+    limit = LIMIT.read_text().strip() if LIMIT.is_file() and USED.is_file() else ""
+    return min(free, int(limit) - int(USED.read_text())) if limit.isdigit() else free

@@ -1,6 +1,7 @@
 """Names of axes, and the one table that says on which axis of a mesh each of them lives."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_mesh(text: str) -> Mesh | None:
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         axis, _, size = part.strip().partition("=")
-        if axis not in AXES or not size.isdigit() or axis in sizes:
+        if axis not in AXES or not re.fullmatch("[0-9]{1,9}", size) or axis in sizes:
             raise ValueError(
                 f"mesh={part!r}: write each of {', '.join(AXES)} at most once, such as tensor=4"
             )

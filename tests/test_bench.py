@@ -243,6 +243,8 @@ def test_bench_refuses_bad_input_in_one_line(models, capsys, monkeypatch):
         ("--temperatures", "0", "-1"): "temperature=-1.0",
         ("--prompts", "3", "--batch", "2", "--prompt-length", "8", "--tokens", "8"): "batch=2",
         ("--drafts", "zoo:tiny"): "zoo:tiny is not in the zoo",
+        ("--trees", "chain:2", "chain:2"): "trees=chain:2 chain:2 names one twice",
+        ("--prompts", "100000"): "prompts=100000: the documents hold",
         ("--trees", "x", "--prompt-length", "8", "--tokens", "8"): "tree='x'",
     }.items():
         assert main(["bench", *arguments]) == 2

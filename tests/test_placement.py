@@ -217,6 +217,15 @@ def test_a_mesh_that_does_not_divide_a_model_is_refused(tmp_path, params):
         load(tmp_path / "m", mesh=make_mesh(tensor=8))
 
 
+def test_a_container_may_have_less_than_the_host(tmp_path, monkeypatch):
+    for name, content in {"LIMIT": "3000\n", "USED": "1000\n"}.items():
+        (tmp_path / name).write_text(content)
+        monkeypatch.setattr(memory, name, tmp_path / name)
+    assert memory.free_here() == 2000
+    (tmp_path / "LIMIT").write_text("max\n")
+    assert memory.free_here() > 10**6
+
+
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(tmp_path, params, monkeypatch):
     save(tmp_path / "m", TARGET, params)
     monkeypatch.setattr(memory, "free_here", lambda: 10_000)

@@ -105,6 +105,12 @@ def test_two_processes_write_what_one_writes(small):
 def test_a_launch_of_which_nothing_is_known_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="^distributed: .*JAX_COORDINATOR_ADDRESS"):
         jspec.join()
-    monkeypatch.setenv("JAX_PROCESS_ID", "one")
-    with pytest.raises(ValueError, match="^JAX_PROCESS_ID='one'"):
+    for number in ("one", "²"):
+        monkeypatch.setenv("JAX_PROCESS_ID", number)
+        with pytest.raises(ValueError, match=f"^JAX_PROCESS_ID='{number}'"):
+            jspec.join()
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "nonsense")
+    with pytest.raises(ValueError, match="^distributed: "):
         jspec.join()

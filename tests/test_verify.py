@@ -3,16 +3,19 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_zoo
+from texts import near
 
-from jspec import zoo
-from jspec.bench import health
+from jspec import SmallModelDrafter, Tree, zoo
+from jspec.bench import health, law
+from jspec.bench.suite import Method
 from jspec.cli.main import main
 from jspec.formats.huggingface import load, save
 from jspec.models.transformer import transformer
-from jspec.verify import coupled
+from jspec.verify import coupled, token_level
 
 SHORT = ("--prompts", "2", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0", "1")
 
@@ -99,3 +102,28 @@ def test_bad_input_is_one_line(capsys, asked, said):
     assert main(("verify", *asked)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"jspec: {said}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_the_law_is_held_below_the_first_token_too(wrong, target, params, drafts, monkeypatch):
+    """A rule that keeps whatever follows a guess that it kept draws its first token rightly."""
+    right = token_level.verify
+
+    def trusting(dice, candidates, logits, sampling, *, tree):
+        verdict = right(dice, candidates, logits, sampling, tree=tree)
+        count = jnp.where(verdict.count > 1, tree.size, verdict.count)
+        path = jnp.minimum(jnp.arange(tree.size)[None], count[:, None] - 1)
+        last = jnp.take_along_axis(logits, (count - 1)[:, None, None], axis=1)[:, 0]
+        return verdict.replace(path=path, count=count, next=last.argmax(axis=1))
+
+    if wrong:
+        monkeypatch.setattr(token_level, "verify", trusting)
+        jax.clear_caches()
+    drafter = SmallModelDrafter(target, Tree.chain(3))
+    cousin = jax.jit(near)(params, jax.random.key(12), 0.2)
+    p = law.first_tokens_law(
+        Method("chain", drafter, cousin, token_level), target, params, [3, 1, 4],
+        temperature=1.0, seed=0,
+    )  # fmt: skip
+    jax.clear_caches()
+    assert (p > law.SMALLEST_P) != wrong

@@ -1,24 +1,25 @@
 """Whether a rule that writes other texts than plain decoding writes them by the same law."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
-from jspec.bench.agreement import logits_at
 from jspec.bench.suite import Method
 from jspec.decode import generate
 from jspec.models.protocol import Model, Params
-from jspec.penalties import recall
 from jspec.ragged import prompts
-from jspec.sampling import sampling, warp
+from jspec.sampling import sampling
 
-ROWS, PIECES = 256, 8
-RARE = 5.0
+ROWS, PIECES = 64, 32
+DEPTH, BINS = 3, 4
 SMALLEST_P = 1e-4
 """Below which a law is called another: a right rule falls there once in ten thousand times."""
 
 
-def first_token_law(
+def first_tokens_law(
     method: Method,
     target: Model,
     params: Params,
@@ -27,11 +28,16 @@ def first_token_law(
     temperature: float,
     seed: int,
 ) -> float:
-    """The p-value of a chi-square test of the first token of many texts after `prompt` against the
-    target's law."""
-    batch = prompts([prompt] * ROWS, context=target.config.context, tokens=1)
+    """The p-value of a chi-square test of the first tokens of many texts after `prompt`, jointly.
+
+    A token's place is the probability of the likelier ones under the target's law after the tokens
+    before it, and a random part of its own. Under the right law places are uniform and independent
+    of each other (Rosenblatt 1952), so all cells of a grid of three expect as many.
+    """
+    batch = prompts([prompt] * ROWS, context=target.config.context, tokens=DEPTH)
     how = sampling(ROWS, temperature=temperature)
-    counts = np.zeros(target.config.vocabulary)
+    place = jax.jit(functools.partial(_places, target=target))
+    counts = np.zeros(BINS**DEPTH)
     for keys in jax.random.split(jax.random.key(seed), (PIECES, ROWS)):
         written = generate(
             params,
@@ -42,29 +48,31 @@ def first_token_law(
             target=target,
             drafter=method.drafter,
             rule=method.rule,
-            tokens=1,
+            tokens=DEPTH,
         )
-        np.add.at(counts, np.asarray(written.tokens)[:, 0], 1)
-    return _p_value(counts, _law(target, params, prompt, temperature))
+        text = np.concatenate([np.tile(prompt, (ROWS, 1)), written.tokens], axis=1)
+        places, possible = place(params, text, jax.random.fold_in(keys[0], 1), temperature)
+        if not np.all(possible):
+            return 0.0
+        cells = np.minimum(BINS * np.asarray(places), BINS - 1).astype(int)
+        np.add.at(counts, np.ravel_multi_index(cells.T, (BINS,) * DEPTH), 1)
+    expected = counts.sum() / counts.size
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    return float(jax.scipy.stats.chi2.sf(statistic, counts.size - 1))
 
 
-def _law(target: Model, params: Params, prompt: list[int], temperature: float) -> np.ndarray:
-    tokens, length = jnp.array([prompt]), jnp.array([len(prompt)])
-    logits = logits_at(params, tokens, len(prompt) - 1, target=target)
-    history = recall(tokens, length, length, vocabulary=target.config.vocabulary)
-    warped = warp(logits, sampling(1, temperature=temperature), history)
-    return np.asarray(jax.nn.softmax(warped))[0, 0]
-
-
-def _p_value(counts: np.ndarray, law: np.ndarray) -> float:
-    """Of `counts` `[V]` under `law` `[V]`; tokens that expect few draws are counted as one."""
-    expected = law * counts.sum()
-    rare = expected < RARE
-    expected = np.append(expected[~rare], expected[rare].sum())
-    seen = np.append(counts[~rare], counts[rare].sum())
-    possible = expected > 0
-    if seen[~possible].any():
-        return 0.0
-    statistic = np.sum((seen[possible] - expected[possible]) ** 2 / expected[possible])
-    freedom = possible.sum() - 1
-    return float(jax.scipy.stats.chi2.sf(statistic, freedom)) if freedom else 1.0
+def _places(
+    params: Params, text: Array, key: Array, temperature: Array, *, target: Model
+) -> tuple[Array, Array]:
+    """Where the last tokens of `[B, T]` stand in their laws `[B, DEPTH]`, and if they are there."""
+    rows, length = text.shape
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    positions = jnp.broadcast_to(jnp.arange(length), text.shape)
+    hidden = target.forward(params, text, positions, causal).hidden[:, -DEPTH - 1 : -1]
+    law = jax.nn.softmax(target.logits(params, hidden) / temperature)
+    tokens = text[:, -DEPTH:, None]
+    own = jnp.take_along_axis(law, tokens, axis=2)
+    first = jnp.arange(law.shape[-1])[None, None] < tokens
+    likelier = jnp.where((law > own) | ((law == own) & first), law, 0).sum(axis=2)
+    own = own[..., 0]
+    return likelier + own * jax.random.uniform(key, (rows, DEPTH)), own > 0

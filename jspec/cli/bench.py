@@ -115,6 +115,11 @@ class Bench(Verb):
         )
         check_seed(self.seed)
         check_temperatures(self.temperatures)
+        for name in ("drafts", "trees", "lookups", "rules", "temperatures"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                twice = " ".join(map(str, given))
+                raise ValueError(f"{name}={twice} names one twice: give each once")
         if self.against_transformers:
             check_torch()
 

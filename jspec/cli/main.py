@@ -71,6 +71,21 @@ def _run(arguments: list[str]) -> int:
             traceback.print_exc()
         _complain(str(error) or type(error).__name__)
         return BAD_INPUT
+    except RuntimeError as error:
+        if verb.debug or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _complain(_too_little(error))
+        return BAD_INPUT
+
+
+def _too_little(error: RuntimeError) -> str:
+    """What jax says of memory that cannot be had, and what there is."""
+    from jspec.memory import GIGABYTE, free_here
+
+    free = free_here()
+    there = "" if free is None else f" ({free / GIGABYTE:.2f} GB are free on this host)"
+    asked = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")
+    return f"{asked}{there}: ask for fewer tokens or a smaller batch, or cut the models by a mesh"
 
 
 def _read(arguments: list[str]) -> Verb:

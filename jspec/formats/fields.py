@@ -1,5 +1,6 @@
 """Fields of a `config.json`, read with their types; what is wrong with one is told in a line."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,9 @@ def number(fields: Fields, name: str, default: float | None = None, kind: type =
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not (whole or (kind is float and isinstance(value, float))) or not value > 0:
         raise ValueError(f"{name}={value!r} must be a positive {kind.__name__}")
-    if kind is int and value > LARGEST:
-        raise ValueError(f"{name}={value!r} is more than {LARGEST}")
+    most = LARGEST if kind is int else sys.float_info.max
+    if value > most:
+        raise ValueError(f"{name}={str(value)[:40]} is more than {most}")
     return kind(value)
 
 

@@ -54,7 +54,7 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
 def _read_ropes(config: Fields, has_local: bool) -> dict[str, Any]:
     """The rotary angles of full layers, and of local ones where they differ."""
     nested = config.get("rope_parameters") or {}
-    if set(nested) - {FULL, SLIDING}:
+    if not isinstance(nested, dict) or set(nested) - {FULL, SLIDING}:
         raise ValueError(f"rope_parameters={nested!r} is not read: {FULL} and {SLIDING} in it are")
     theta, scaling = read_rope({**config, "rope_parameters": nested.get(FULL)}, THETA)
     local = {"rope_theta": config.get("rope_local_base_freq")}

@@ -14,7 +14,8 @@ def read_windows(config: Fields, default: Sequence[str]) -> dict[str, Any]:
     layers = number(config, "num_hidden_layers")
     kinds = config.get("layer_types")
     kinds = list(default) if kinds is None else kinds
-    if not isinstance(kinds, list) or len(kinds) != layers or set(kinds) - {FULL, SLIDING}:
+    known = isinstance(kinds, list) and all(kind in (FULL, SLIDING) for kind in kinds)
+    if not known or len(kinds) != layers:
         raise ValueError(f"layer_types={kinds!r} is not read: {layers} times {FULL} or {SLIDING}")
     local = tuple(i for i, kind in enumerate(kinds) if kind == SLIDING)
     if not local:

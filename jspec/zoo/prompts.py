@@ -27,7 +27,7 @@ def out_of_domain_prompts(tokenizer: Any, count: int, length: int) -> list[list[
 
 def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) -> list[list[int]]:
     if count < 1 or length < 1:
-        raise ValueError(f"count={count}, length={length}: both must be at least 1")
+        raise ValueError(f"prompts={count}, length={length}: both must be at least 1")
     texts = [text[:READ] for text in documents]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     places = sorted(
@@ -37,7 +37,7 @@ def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) 
     )
     if len(places) < count:
         raise ValueError(
-            f"count={count}: the documents hold {len(places)} windows of {length} tokens, "
+            f"prompts={count}: the documents hold {len(places)} windows of {length} tokens, "
             "so ask for fewer or shorter ones"
         )
     return [rows[document][start : start + length] for start, document in places[:count]]
