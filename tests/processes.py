@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 import jspec
+from jspec import zoo
+from jspec.cli.main import main
 from jspec.sharding import REPLICATED
 
 MEGABYTE = 2**20
@@ -55,6 +57,14 @@ def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.Generati
     )
 
 
+def teach(models: str, *arguments: str) -> None:
+    """Distils with another zoo."""
+    zoo.MODELS = Path(models)
+    sys.exit(main(["distill", *arguments]))
+
+
 if __name__ == "__main__":
     jspec.join()
-    {"load_within": load_within, "write_text": write_text}[sys.argv[1]](*sys.argv[2:])
+    {"load_within": load_within, "write_text": write_text, "teach": teach}[sys.argv[1]](
+        *sys.argv[2:]
+    )

@@ -6,8 +6,10 @@ import types
 from pathlib import Path
 
 import pytest
+import tiny_zoo
 
 from jspec import zoo
+from jspec.zoo import lessons
 
 COLAB = Path(__file__).parents[1] / "colab"
 NOTEBOOKS = sorted(COLAB.glob("*.ipynb"))
@@ -69,3 +71,22 @@ def test_without_network_the_notebook_takes_what_ships(shown, capsys):
     names = run(sources[:3])
     assert "a local folder works without the hub" in capsys.readouterr().out
     assert names["target"].folder == zoo.folder("target")
+
+
+def test_the_notebook_teaches_a_draft_that_writes_the_same_text(
+    shown, capsys, tmp_path, monkeypatch
+):
+    for documents in ("training_documents", "held_out_documents"):
+        monkeypatch.setattr(lessons, documents, lambda: [tiny_zoo.TEXT * 20] * 4)
+    changes = (
+        "steps=4 evaluate_every=2 answers.count=4 answers.prompt=8 answers.tokens=16 length=32 "
+        "chunk=0 batch=2 warmup=1 tokens=8 prompts=2 tree=chain:2 answers.tree=chain:2"
+    )
+    values = {"SOURCE": str(COLAB.parent), "OUTPUT": str(tmp_path), "CHANGES": changes}
+    notebook = COLAB / "distill.ipynb"
+    names = run(
+        cells(notebook, NEW_TOKENS="8", **{name: repr(text) for name, text in values.items()})
+    )
+    out = capsys.readouterr().out
+    assert names["same"] and [line["step"] for line in names["log"]] == [2, 4]
+    assert "acceptance" in out and "the same text" in out

@@ -5,12 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import processes
 import pytest
+import tiny_zoo
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
@@ -22,29 +24,38 @@ MEGABYTE = processes.MEGABYTE
 SCRIPT = Path(processes.__file__)
 
 
-def launch(*arguments: object, count: int = 2) -> list[subprocess.CompletedProcess]:
-    """Runs the script in `count` processes that know of each other, to the end."""
+def begin(*arguments: object, count: int = 2, devices: int = 4) -> list[subprocess.Popen]:
+    """Starts the script in `count` processes that know of each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    running = []
-    for process in range(count):
-        told = {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(process),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            "XLA_FLAGS": flags,
-        }
-        command = [sys.executable, SCRIPT, *map(str, arguments)]
-        pipe = subprocess.PIPE
-        running.append(
-            subprocess.Popen(command, env={**os.environ, **told}, stdout=pipe, stderr=pipe)
+    told = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+    }
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **told, "JAX_PROCESS_ID": str(process)},
+            stdout=pipe,
+            stderr=pipe,
         )
+        for process in range(count)
+    ]
+
+
+def launch(
+    *arguments: object, count: int = 2, devices: int = 4
+) -> list[subprocess.CompletedProcess]:
+    """Runs the script in `count` processes that know of each other, to the end."""
     done = []
-    for process in running:
+    for process in begin(*arguments, count=count, devices=devices):
         out, err = process.communicate(timeout=240)
         done.append(subprocess.CompletedProcess(arguments, process.returncode, out, err))
     return done
@@ -100,6 +111,57 @@ def test_two_processes_write_what_one_writes(small):
     for process in launch("write_text", small):
         assert process.returncode == 0, process.stderr.decode()[-2000:]
         assert said(process) == {"devices": 8, "tokens": expected}
+
+
+RECIPE = """
+from jspec.distill.recipe import Answers, Distillation, Text
+
+
+def config() -> Distillation:
+    return Distillation(
+        name="run", target="zoo:target", draft="zoo:wide", mesh="data=2,tensor=4",
+        output={output!r}, optimizer="adamw", text=Text(source={source!r}, held_out=0.3),
+        answers=Answers(count=4, prompt=4, tokens=12, batch=2, tree="chain:2"),
+        length=32, batch=4, steps=6, warmup=1, evaluate_every=2, save_every=2, keep=9,
+        served="0,1", tree="chain:2", prompts=2, tokens=8,
+    )
+"""
+
+
+def curve(output: Path) -> list[dict]:
+    file = output / "run" / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def test_two_processes_learn_as_one_though_they_are_killed_on_the_way(tmp_path):
+    models = tiny_zoo.write(tmp_path / "zoo", heads=4, kv_heads=4)
+    source = tmp_path / "texts.jsonl"
+    words = [f"def add{i}(left): return {i * i}" for i in range(30)]
+    source.write_text("".join(json.dumps({"text": " ".join(words[i:])}) + "\n" for i in range(20)))
+    asked = {}
+    for name in ("one", "two"):
+        asked[name] = tmp_path / f"{name}.py"
+        text = RECIPE.format(output=str(tmp_path / name), source=str(source))
+        asked[name].write_text(text)
+    (alone,) = launch("teach", models, asked["one"], count=1, devices=8)
+    assert alone.returncode == 0, alone.stderr.decode()[-2000:]
+
+    running = begin("teach", models, asked["two"])
+    saved = tmp_path / "two" / "run" / "checkpoints" / "2"
+    while not saved.is_dir() and running[0].poll() is None:
+        time.sleep(0.05)
+    for process in reversed(running):  # a launcher ends the others once one has died
+        process.kill()
+        process.communicate(timeout=60)
+    assert saved.is_dir() and len(curve(tmp_path / "two")) < 3
+    for process in launch("teach", models, asked["two"]):
+        assert process.returncode == 0, process.stderr.decode()[-2000:]
+    ours = {line["step"]: line for line in curve(tmp_path / "two")}
+    theirs = {line["step"]: line for line in curve(tmp_path / "one")}
+    assert sorted(ours) == sorted(theirs) == [2, 4, 6]
+    for step, line in theirs.items():
+        for name in ("loss", "held_out_loss", "gradient_norm"):
+            assert ours[step][name] == pytest.approx(line[name], rel=1e-4), (step, name)
 
 
 def test_a_launch_of_which_nothing_is_known_is_refused(monkeypatch):

@@ -9,13 +9,14 @@ import pytest
 from jspec import zoo
 from jspec.cli.recipes import read_recipe
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Pretraining
+from jspec.distill.recipe import Distillation, Pretraining
 from jspec.formats.huggingface import load
 from jspec.zoo import training
 from jspec.zoo.corpus import held_out, held_out_documents, training_documents
 from jspec.zoo.prompts import held_out_prompts, out_of_domain_prompts
 from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 TINY = ModelConfig(
     vocabulary=320, width=16, feedforward=16, layers=1, heads=2, kv_heads=1, channels=8, context=64
 )
@@ -110,8 +111,23 @@ def test_drafts_share_the_targets_tokenizer(tmp_path, monkeypatch):
         training.find_tokenizer(tmp_path / "run", DOCUMENTS, 100)
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", ["target", "wide", "deep"])
 def test_the_drafts_and_the_target_share_a_vocabulary_and_a_context(name):
-    recipe = read_recipe(Path(__file__).parents[1] / "configs" / f"zoo_{name}.py", Pretraining)
+    recipe = read_recipe(CONFIGS / f"zoo_{name}.py", Pretraining)
     assert recipe.name == f"zoo_{name}"
     assert (recipe.model.vocabulary, recipe.model.context) == (4096, 512)
+
+
+def test_the_distilled_draft_is_taught_by_the_target_and_was_the_wide_one():
+    recipe = read_recipe(CONFIGS / "zoo_distilled.py", Distillation)
+    assert (recipe.name, recipe.target, recipe.draft) == (
+        "zoo_distilled", "zoo:target", "zoo:wide"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_every_shipped_model_has_a_recipe_and_all_are_small(name):
+    assert (CONFIGS / f"zoo_{name}.py").is_file()
+    assert zoo.folder(name).is_dir()
+    files = [file for file in zoo.MODELS.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 32e6

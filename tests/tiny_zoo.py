@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 
+from jspec import zoo
 from jspec.config import ModelConfig
 from jspec.formats.huggingface import save
 from jspec.models.transformer import transformer
@@ -19,10 +20,10 @@ def config(**changes: int) -> ModelConfig:
 
 
 def write(folder: Path, **changes: int) -> Path:
-    """A folder with `target`, `wide` and `deep`, which share a tokenizer and these changes."""
+    """A folder of all that the zoo has, which share a tokenizer and these changes."""
     tokenizer = train_tokenizer([TEXT * 40], VOCABULARY)
-    for seed, name in enumerate(("target", "wide", "deep")):
-        model = transformer(config(layers=1 + (name != "wide"), **changes))
+    for seed, name in enumerate(zoo.NAMES):
+        model = transformer(config(layers=1 + (name in ("target", "deep")), **changes))
         params = model.init(jax.random.key(seed))
         save(folder / name, model, params, tokenizer=tokenizer, end_of_text=(0,), dtype="bfloat16")
     return folder

@@ -1,10 +1,10 @@
 """What is used where nothing is said: the draft and the trees that pay for the zoo's pair."""
 
 TARGET = "zoo:target"
-DRAFTS = ("zoo:wide", "zoo:deep")
+DRAFTS = ("zoo:distilled", "zoo:wide", "zoo:deep")
 
 # The demo's, and the defaults of `jspec generate`.
-DRAFT = "zoo:wide"
+DRAFT = "zoo:distilled"
 CHAIN = "chain:3"
 TREE = "comb:2x1"
 LOOKUP = "chain:7"

@@ -15,7 +15,7 @@ class Export(Verb):
     """Write a model as a Hugging Face folder, which transformers and vLLM read."""
 
     name: Positional[str]
-    """target, wide or deep of the zoo; or a folder, or a hub name."""
+    """target, wide, deep or distilled of the zoo; or a folder, or a hub name."""
     folder: Positional[Path]
     """Where to. A model that is there is replaced; a folder of anything else is refused."""
     dtype: Dtype = "bfloat16"

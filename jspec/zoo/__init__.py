@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NAMES = ("target", "wide", "deep")
+NAMES = ("target", "wide", "deep", "distilled")
 PREFIX = "zoo:"
 MODELS = Path(__file__).parent / "models"
 
@@ -16,8 +16,8 @@ def folder(name: str) -> Path:
     place = MODELS / name
     if not (place / "config.json").is_file():
         raise FileNotFoundError(
-            f"zoo:{name} has no weights in {place}: install the package again, or train them with "
-            f"`jspec train configs/zoo_{name}.py`"
+            f"zoo:{name} has no weights in {place}: install the package again, or train them by "
+            f"configs/zoo_{name}.py"
         )
     return place
 

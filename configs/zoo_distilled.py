@@ -5,7 +5,7 @@ from jspec.distill.recipe import Answers, Distillation, Text
 
 def config() -> Distillation:
     return Distillation(
-        name="zoo_wide_distilled",
+        name="zoo_distilled",
         target="zoo:target",
         draft="zoo:wide",
         text=Text(weight=0.4),
