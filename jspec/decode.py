@@ -99,6 +99,7 @@ def generate(
       rule: which candidates are kept: coupled, or another module of `jspec.verify`, under which
         the text follows the same law but is another.
     """
+    check_rows(prompts, keys, sampling)
     state = begin(params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens)
 
     def advance(state: State) -> State:
@@ -120,12 +121,23 @@ def autoregress(
     tokens: int,
 ) -> Generation:
     """Plain decoding, one token a forward pass: what `generate` is held against."""
+    check_rows(prompts, keys, sampling)
     state = begin_plain(params, prompts, target=target, tokens=tokens)
 
     def advance(state: State) -> State:
         return extend(params, state, keys, sampling, target=target)
 
     return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
+
+
+def check_rows(prompts: Prompts, keys: Array, sampling: Sampling) -> None:
+    """Raises `ValueError` if not every prompt has a key and a row of `sampling` of its own."""
+    count = len(prompts.length)
+    for name, given in (("keys", keys), ("sampling", sampling)):
+        for array in jax.tree.leaves(given):
+            if array.shape[:1] != (count,):
+                rows = array.shape[0] if array.shape else "no"
+                raise ValueError(f"{name} of {rows} rows for {count} prompts: give one for each")
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))

@@ -44,8 +44,24 @@ def generate_many(
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: at least one prompt is written at a time")
-    count = len(prompts.length)
+    decode.check_rows(prompts, keys, sampling)
     models = {"target": target, "drafter": drafter, "rule": rule}
+    return _texts(params, draft, prompts, keys, sampling, models, tokens=tokens, batch=batch)
+
+
+def _texts(
+    params: Params,
+    draft: Params,
+    prompts: Prompts,
+    keys: Array,
+    sampling: Sampling,
+    models: dict[str, Any],
+    *,
+    tokens: int,
+    batch: int,
+) -> Iterator[tuple[int, Generation]]:
+    """Computes nothing before it is asked for its first text."""
+    count = len(prompts.length)
     seats = np.arange(min(batch, count))
     state = decode.begin(params, draft, _rows(prompts, seats), **models, tokens=tokens)
     following = len(seats)

@@ -1,7 +1,7 @@
 """Speculative decoding in pieces, for whoever wants to see the text while it is written."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 from jax import Array
@@ -30,23 +30,13 @@ def stream(
     rounds: int = 4,
 ) -> Iterator[Generation]:
     """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
-    _check(rounds)
-    state = decode.begin(
-        params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens
+    _check(prompts, keys, sampling, rounds)
+    models = {"target": target, "drafter": drafter, "rule": rule}
+    return _pieces(
+        lambda: decode.begin(params, draft, prompts, **models, tokens=tokens),
+        lambda state: _advance(params, draft, state, keys, sampling, **models, rounds=rounds),
+        lambda state: decode.written(state, prompts, tokens=tokens),
     )
-    while bool(decode.unfinished(state)):
-        state = _advance(
-            params,
-            draft,
-            state,
-            keys,
-            sampling,
-            target=target,
-            drafter=drafter,
-            rule=rule,
-            rounds=rounds,
-        )
-        yield decode.written(state, prompts, tokens=tokens)
 
 
 def stream_plain(
@@ -60,16 +50,30 @@ def stream_plain(
     rounds: int = 16,
 ) -> Iterator[Generation]:
     """Yields what `autoregress` has written so far, every few tokens; the last is all of it."""
-    _check(rounds)
-    state = decode.begin_plain(params, prompts, target=target, tokens=tokens)
-    while bool(decode.unfinished(state)):
-        state = _extend(params, state, keys, sampling, target=target, rounds=rounds)
-        yield decode.written(state, prompts, tokens=tokens)
+    _check(prompts, keys, sampling, rounds)
+    return _pieces(
+        lambda: decode.begin_plain(params, prompts, target=target, tokens=tokens),
+        lambda state: _extend(params, state, keys, sampling, target=target, rounds=rounds),
+        lambda state: decode.written(state, prompts, tokens=tokens),
+    )
 
 
-def _check(rounds: int) -> None:
+def _check(prompts: Prompts, keys: Array, sampling: Sampling, rounds: int) -> None:
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
+    decode.check_rows(prompts, keys, sampling)
+
+
+def _pieces(
+    begin: Callable[[], State],
+    advance: Callable[[State], State],
+    written: Callable[[State], Generation],
+) -> Iterator[Generation]:
+    """Computes nothing before it is asked for its first piece."""
+    state = begin()
+    while bool(decode.unfinished(state)):
+        state = advance(state)
+        yield written(state)
 
 
 @functools.partial(

@@ -1,12 +1,9 @@
 """The command line: what it prints, where, and how it ends."""
 
-import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -18,6 +15,7 @@ from tokenizers import Tokenizer
 from jspec import zoo
 from jspec.bench import settings
 from jspec.cli.demo import GUESSED, SUPPLIED, coloured
+from jspec.cli.generate import Generate
 from jspec.cli.main import main
 from jspec.decode import autoregress
 from jspec.formats.huggingface import load, save
@@ -75,98 +73,6 @@ class Letters:
         return "".join(map(chr, tokens))
 
 
-# Generating
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        (),
-        ("--lookup",),
-        ("--plain",),
-        ("--mesh", "fsdp=4", "data=2", "--replicate-draft"),
-    ],
-)
-def test_generate_writes_the_plain_text_in_every_way(models, capsys, how):
-    law = {"temperature": 0.8, "top_p": 0.9}
-    options = ("--temperature", "0.8", "--top-p", "0.9", "--seed", "7", "--tokens", str(TOKENS))
-    asked = ("--prompt", PROMPT, "--no-stop", "--json")
-    code, out, _ = run(capsys, "generate", *asked, *options, *how)
-    record = json.loads(out)
-    assert code == 0
-    assert record["ids"] == plain(models / "target", **law)
-    assert record["tokens"] == TOKENS == len(record["guessed"])
-    assert record["ended_by"] == "number of tokens"
-    assert record["rounds"] * record["tokens_per_round"] == pytest.approx(TOKENS)
-
-
-def test_generate_prints_the_text_alone_on_stdout_and_statistics_on_stderr(
-    models, capsys, monkeypatch
-):
-    asked = ("--lookup", "--no-stop", "--tokens", str(TOKENS), "--seed", "7")
-    code, out, err = run(capsys, "generate", "--prompt", PROMPT, *asked)
-    tokenizer = load(models / "target").tokenizer
-    assert (code, out) == (0, tokenizer.decode(plain(models / "target")) + "\n")
-    assert "tokens after a prompt of" in err and "acceptance_rate" in err
-    piped = io.TextIOWrapper(io.BytesIO(PROMPT.encode()))
-    monkeypatch.setattr(sys, "stdin", piped)
-    assert run(capsys, "generate", *asked)[1] == out
-
-
-def test_generate_stops_at_an_end_of_text_and_leaves_it_out(models, capsys, tmp_path):
-    target = load(models / "target")
-    third = plain(models / "target")[2]
-    folder = tmp_path / "stops"
-    save(folder, target.model, target.params, tokenizer=models / "target", end_of_text=(third,))
-    options = ("--target", str(folder), "--lookup", "--prompt", PROMPT, "--seed", "7", "--json")
-    _, out, _ = run(capsys, "generate", *options, "--tokens", str(TOKENS))
-    record = json.loads(out)
-    assert record["ended_by"] == "end of text"
-    assert record["ids"][-1] == third and third not in record["ids"][:-1]
-    assert record["text"] == target.tokenizer.decode(record["ids"][:-1])
-
-
-class InterruptedOutput(io.StringIO):
-    """Where somebody presses Ctrl-C as soon as the first words are there."""
-
-    def write(self, text: str) -> int:
-        first = not self.getvalue()
-        count = super().write(text)
-        if first:
-            raise KeyboardInterrupt
-        return count
-
-
-def test_an_interrupt_leaves_what_was_written(models, capsys, monkeypatch):
-    out = InterruptedOutput()
-    monkeypatch.setattr(sys, "stdout", out)
-    options = ("--lookup", "--no-stop", "--tokens", str(TOKENS), "--seed", "7")
-    code = main(["generate", "--prompt", PROMPT, *options])
-    monkeypatch.undo()
-    whole = load(models / "target").tokenizer.decode(plain(models / "target"))
-    written = out.getvalue().removesuffix("\n")
-    assert code == 130
-    assert 0 < len(written) < len(whole) and whole.startswith(written.rstrip("\ufffd"))
-    assert "ended by interruption" in capsys.readouterr().err
-
-
-def test_an_interrupt_while_it_compiles_ends_the_command_at_once():
-    """Of the real command, whose interpreter ends while the compiler still runs."""
-    # Shells start what they put in the background deaf to interrupts.
-    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{hearing}; from jspec.cli.main import entry; entry()"
-    asked = ("generate", "--prompt", "def f", "--tree", "4x2x2")
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", program, *asked]
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
-        assert "compiling" in process.stderr.readline()
-        time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "ended by interruption before the first token" in err and "Traceback" not in err
-
-
 # Bad input: exit 2, one line, nothing on stdout
 
 
@@ -200,6 +106,13 @@ def refused(capsys, *arguments: str) -> str:
         (("--prompt", "x", "--lookup", "--tree", "2x2"), "use a chain or a fork"),
         (("--prompt", "x", "--lookup", "--plain"), "exclude each other"),
         (("--prompt", "x", "--plain", "--tree", "2x2"), "tree='2x2': plain"),
+        (("--prompt", "x", "--plain", "--rule", "token_level"), "rule='token_level': plain"),
+        (("--prompt", "x", "--replicate-draft"), "replicate_draft: no mesh, or no draft"),
+        (
+            ("--prompt", "x", "--mesh", "fsdp=8", "--lookup", "--replicate-draft"),
+            "replicate_draft: no mesh, or no draft",
+        ),
+        (("--prompt", "x", "--bias", "5=1", "05=2"), "bias='05=2': token 5 has a bias already"),
         (("--prompt", "x", "--target", "zoo:huge"), "zoo:huge is not in the zoo"),
         (("--prompt", "x", "--target", "./nowhere"), "target='./nowhere': no such folder"),
         (("--prompt", "x", "--dtype", "int8"), "int8"),
@@ -215,6 +128,7 @@ def refused(capsys, *arguments: str) -> str:
         (("--prompt", "x", "--draft", ""), "draft=''"),
         (("--prompt", "x", "--lookup", "--rule", "token_level"), "rule='token_level' weighs draws"),
         (("--prompt", "x", "--mesh", "rows=8"), "mesh='rows=8': write each of data, fsdp, tensor"),
+        (("--prompt", "x", "--mesh", "data=²"), "mesh='data=²': write each of data, fsdp, tensor"),
         (("--prompt", "x", "--mesh", "data=3"), "mesh data=3, fsdp=1, tensor=1 has 3 devices"),
         (("--prompt", "x", "--mesh", "tensor=8"), "mesh tensor=8 does not divide heads=2"),
         (("--prompt", "x", "--distributed"), "distributed: the other processes were not found"),
@@ -223,6 +137,11 @@ def refused(capsys, *arguments: str) -> str:
 )
 def test_generate_refuses_bad_input_in_one_line(capsys, arguments, said):
     assert said in refused(capsys, "generate", *arguments)
+
+
+def test_verify_refuses_a_draft_beside_look_up(capsys):
+    line = refused(capsys, "verify", "--lookup", "--draft", "zoo:wide")
+    assert "draft and lookup exclude each other" in line
 
 
 def test_the_prompts_excess_over_the_context_is_counted(models, capsys):
@@ -339,3 +258,19 @@ def test_a_generation_is_coloured_by_who_wrote_each_token():
         (1, 3, GUESSED),
         (3, 4, SUPPLIED),
     ]
+
+
+def test_memory_that_cannot_be_had_is_told_in_one_line(capsys, monkeypatch):
+    """What jax raises for it, of a real allocation."""
+
+    def enormous(self) -> int:
+        import jax
+
+        jax.block_until_ready(jax.jit(lambda: jax.numpy.zeros((2**20, 2**24)))())
+        raise AssertionError("a petabyte was there")
+
+    monkeypatch.setattr(Generate, "run", enormous)
+    assert main(["generate", "--prompt", "x"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "GB are free on this host" in err and "ask for fewer tokens" in err

@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from references import draw, refused
 from texts import CONTEXT, Batch, Candidate, disagreements, near, plain_text, speculative_text
 
 import jspec
+from jspec import Block, Output, decode
 
 TOKENS = 40
 SHAPE = jspec.Shape(vocabulary=61, layers=1, kv_heads=4, channels=8, context=CONTEXT)
@@ -88,45 +90,157 @@ def test_positions_past_the_context_are_not_looked_up(own):
     assert np.isfinite(model.logits(params, output.hidden)).all()
 
 
+def test_a_cache_has_the_dtype_of_the_rows_and_not_of_some_parameter(own, batch):
+    """The first parameter is a table; the rest, and so the rows, are float32."""
+    model, params = own
+    table, *rest = jax.tree.leaves(params)
+    for dtype in (jnp.bfloat16, jnp.int32):
+        mixed = jax.tree.unflatten(jax.tree.structure(params), [table.astype(dtype), *rest])
+        drafter = jspec.SmallModelDrafter(model, jspec.Tree.chain(2))
+        how = {"target": model, "drafter": drafter, "tokens": 4}
+        state = jax.eval_shape(
+            lambda mixed=mixed, how=how: decode.begin(mixed, mixed, batch.prompts, **how)
+        )
+        rows = (state.cache.k, state.cache.v, state.drafter.cache, state.drafter.block)
+        dtypes = {x.dtype for x in jax.tree.leaves(rows) if x.ndim == 4}
+        assert dtypes == {jnp.dtype("float32")}
+        jax.eval_shape(lambda mixed=mixed, how=how: jspec.generate(mixed, mixed, *batch, **how))
+
+
+def right(x, rows):
+    return Output(x, Block((rows,), (rows,)))
+
+
 class Wrong(nn.Module):
-    """A model without sense whose answers have any shapes."""
+    """A model without sense; a test says what its answers are made of, and by what else."""
 
-    hidden: tuple[int, ...] = (2, 3, 8)
-    rows: tuple[tuple[int, ...], ...] = ((2, 4, 3, 8),)
-    logit: tuple[int, ...] = (2, 3, 61)
-    dtype: str = "float32"
-    whole: bool = True
+    output: Callable = right
+    logit: Callable = lambda x: x
+    also: Callable = lambda x: x
+    start: Callable = nn.initializers.normal(1.0)
 
-    def __call__(self, tokens, positions, mask, cache=None, block=None, start=0):
-        rows = tuple(jnp.zeros(shape) for shape in self.rows)
-        output = jspec.Output(jnp.zeros(self.hidden), jspec.Block(rows, rows))
-        return output if self.whole else output.hidden
+    def setup(self):
+        self.table = self.param("table", self.start, (61, 32))
+
+    def __call__(self, tokens, positions, mask, cache, block, start):
+        rows = jnp.zeros((tokens.shape[0], 4, tokens.shape[1], 8))
+        return self.output(self.also(self.table[tokens]), rows)
 
     def logits(self, hidden):
-        return jnp.zeros(self.logit, self.dtype)
+        return self.logit(hidden @ self.table.T)
+
+
+def first_trace(wrong):
+    return lambda: jspec.from_linen(wrong, SHAPE).init(jax.random.key(0))
+
+
+ROWS = "float32 [1, 4, 1, 8]"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("output", "words"),
     [
-        (Wrong(whole=False), ["Wrong.__call__", "ArrayImpl", "Output"]),
-        (Wrong(hidden=(2, 8)), ["Wrong.__call__", "hidden [2, 8]", "[2, 3, D]"]),
-        (Wrong(rows=((2, 4, 3, 8),) * 2), ["Wrong.__call__", "2 layers", "layers=1"]),
-        (Wrong(rows=((2, 3, 4, 8),)), ["Wrong.__call__", "k[0] [2, 3, 4, 8]", "[2, 4, 3, 8]"]),
-        (Wrong(logit=(2, 3, 60)), ["Wrong.logits", "[2, 3, 60]", "float32 [2, 3, 61]"]),
-        (Wrong(logit=(2, 61)), ["Wrong.logits", "[2, 61]", "float32 [2, 3, 61]"]),
-        (Wrong(dtype="bfloat16"), ["Wrong.logits", "bfloat16 [2, 3, 61]", "float32"]),
+        (lambda x, rows: x, ["returned float32 [1, 1, 32]", "Output"]),
+        (lambda x, rows: (x, rows), ["returned tuple", "Output"]),
+        (lambda x, rows: None, ["returned NoneType", "Output"]),
+        (lambda x, rows: Output(x, None), ["block NoneType", "Block"]),
+        (lambda x, rows: right(x[0], rows), ["hidden float32 [1, 32]", "[1, 1, D]"]),
+        (lambda x, rows: right([x], rows), ["hidden list", "[1, 1, D]"]),
+        (lambda x, rows: Output(x, Block(None, None)), ["k of NoneType", "layers=1"]),
+        (lambda x, rows: Output(x, Block(rows, rows)), [f"k of {ROWS}", "layers=1"]),
+        (lambda x, rows: Output(x, Block((rows,), [rows])), ["v of list", "layers=1"]),
+        (lambda x, rows: Output(x, Block((rows,), (rows,) * 2)), ["v of 2 layers", "layers=1"]),
+        (lambda x, rows: Output(x, Block((None,), (rows,))), ["k[0] NoneType", ROWS]),
+        (lambda x, rows: right(x, rows[:, :2]), ["k[0] float32 [1, 2, 1, 8]", ROWS]),
+        (lambda x, rows: right(x, rows.astype(int)), ["k[0] int32 [1, 4, 1, 8]", ROWS]),
+        (
+            lambda x, rows: Output(x, Block((rows,), (rows.astype("bfloat16"),))),
+            ["v[0] bfloat16 [1, 4, 1, 8]", ROWS],
+        ),
     ],
 )
-def test_an_answer_that_breaks_the_protocol_is_told_with_its_method_and_shape(wrong, words):
-    model = jspec.from_linen(wrong, SHAPE)
+def test_a_call_that_breaks_the_protocol_is_told_with_what_it_returned(output, words):
+    refused(first_trace(Wrong(output)), "Wrong.__call__ returned", *words)
 
-    def both():
-        tokens = np.zeros((2, 3), int)
-        output = model.forward({}, tokens, tokens, np.tri(3, dtype=bool))
-        model.logits({}, output.hidden)
 
-    refused(both, *words)
+@pytest.mark.parametrize(
+    ("logit", "words"),
+    [
+        (lambda x: x[..., 1:], "float32 [1, 1, 60]"),
+        (lambda x: x[0], "float32 [1, 61]"),
+        (lambda x: x.astype("bfloat16"), "bfloat16 [1, 1, 61]"),
+        (lambda x: None, "NoneType"),
+        (lambda x: (x,), "tuple"),
+    ],
+)
+def test_logits_that_break_the_protocol_are_told_with_what_they_are(logit, words):
+    wanted = "float32 [1, 1, 61] is asked for"
+    refused(first_trace(Wrong(logit=logit)), f"Wrong.logits returned {words}", wanted)
+
+
+@pytest.mark.parametrize(
+    ("also", "words"),
+    [
+        (nn.Dropout(0.5, deterministic=False), ["InvalidRngError", "dropout"]),
+        (nn.BatchNorm(use_running_average=True), ["ScopeCollectionNotFound", "batch_stats"]),
+    ],
+)
+def test_a_module_that_needs_more_than_parameters_is_told_what(also, words):
+    refused(first_trace(Wrong(also=also)), "Wrong.__call__ raised", "parameters", *words)
+
+
+def test_rows_that_are_rounded_behind_the_back_of_attention_are_told_when_it_drafts(batch):
+    class Rounded(example(jspec.from_linen)["Tiny"]):
+        def __call__(self, *arguments):
+            output = super().__call__(*arguments)
+            return output.replace(block=jax.tree.map(lambda x: x.astype("bfloat16"), output.block))
+
+    model = jspec.from_linen(Rounded(), SHAPE)
+    params = model.init(jax.random.key(0))
+    draft = Candidate(jspec.SmallModelDrafter(model, jspec.Tree.chain(2)), params)
+    refused(
+        lambda: speculative_text(model, params, batch, draft, tokens=TOKENS),
+        "Rounded.__call__ raised TypeError",
+        "bfloat16",
+    )
+
+
+class Headless(nnx.Module):
+    def __call__(self, tokens, positions, mask, cache=None, block=None, start=0):
+        return right(tokens, tokens)
+
+
+class Short(nn.Module):
+    def __call__(self, tokens):
+        return tokens
+
+    def logits(self, hidden):
+        return hidden
+
+
+@pytest.mark.parametrize(
+    ("take", "module", "words"),
+    [
+        (jspec.from_nnx, Headless(), ["Headless has no logits", "Headless.logits(hidden)"]),
+        (jspec.from_linen, Short(), ["Short.__call__", "too many", "mask, cache, block, start)"]),
+        (jspec.from_nnx, Wrong(), ["module=Wrong", "flax.nnx"]),
+        (jspec.from_linen, Headless(), ["module=Headless", "flax.linen"]),
+        (jspec.from_linen, Wrong, ["module=Wrong", "an instance"]),
+    ],
+)
+def test_a_module_without_the_methods_of_a_model_is_refused(take, module, words):
+    refused(lambda: take(module, SHAPE), *words)
+
+
+def test_names_of_axes_that_the_mesh_does_not_have_are_kept():
+    """Flax itself would hold a parameter to the mesh by them."""
+    named = nn.with_partitioning(nn.initializers.normal(1.0), ("words", "tensor"))
+    model = jspec.from_linen(Wrong(start=named), SHAPE)
+    expected = model.init(jax.random.key(0))
+    with jax.set_mesh(jspec.make_mesh(data=2, tensor=4)):
+        assert model.axes() == {"table": jax.sharding.PartitionSpec("words", "tensor")}
+        for init in (model.init, jax.jit(model.init)):
+            jax.tree.map(np.testing.assert_array_equal, init(jax.random.key(0)), expected)
 
 
 def test_a_module_that_forgets_the_block_is_told_so_when_it_first_decodes(batch):
@@ -148,7 +262,7 @@ def test_a_module_that_forgets_the_block_is_told_so_when_it_first_decodes(batch)
     refused(
         lambda: speculative_text(model, params, batch, draft, tokens=TOKENS),
         "Forgetful.__call__",
-        "k[0] [3, 4, 1, 8]",
+        "k[0] float32 [3, 4, 1, 8]",
         "[3, 4, 4, 8]",
     )
 

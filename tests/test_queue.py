@@ -1,17 +1,20 @@
 """A prompt's text does not hang on the queue that it waits in."""
 
+import functools
+
 import numpy as np
 import pytest
+from references import refused
 from texts import rows_of, speculative_text
 
-from jspec import generate_many
+import jspec
 
 TOKENS = 48
 
 
 def many(target, params, draft, batch, size):
     return dict(
-        generate_many(
+        jspec.generate_many(
             params,
             draft.params,
             *batch,
@@ -46,6 +49,33 @@ def test_every_prompt_gets_the_text_that_it_gets_without_a_queue(
             )
 
 
-def test_a_batch_of_none_is_refused(target, params, drafts, batch):
-    with pytest.raises(ValueError, match="^batch=0: at least one"):
-        many(target, params, drafts["chain"], batch, 0)
+@pytest.fixture(params=["generate", "generate_many", "stream", "autoregress", "stream_plain"])
+def write(request, target, params, drafts):
+    """A way to write, of which nothing but prompts, keys, sampling and options are open."""
+    how = {"target": target, "tokens": TOKENS}
+    if request.param in ("autoregress", "stream_plain"):
+        return functools.partial(getattr(jspec, request.param), params, **how)
+    draft = drafts["chain"]
+    return functools.partial(
+        getattr(jspec, request.param), params, draft.params, drafter=draft.drafter, **how
+    )
+
+
+def test_fewer_keys_or_samplings_than_prompts_are_refused_when_it_is_called(write, batch):
+    count = len(batch.keys)
+    for name, rows in (("keys", 1), ("sampling", 3)):
+        short = batch._replace(**{name: rows_of(getattr(batch, name), slice(0, rows))})
+        says = f"{name} of {rows} rows for {count} prompts: give one for each"
+        refused(functools.partial(write, *short), says)
+    alone = batch._replace(keys=batch.keys[0])
+    refused(functools.partial(write, *alone), f"keys of no rows for {count} prompts")
+
+
+@pytest.mark.parametrize("write", ["generate_many"], indirect=True)
+def test_a_batch_of_none_is_refused_when_it_is_called(write, batch):
+    refused(functools.partial(write, *batch, batch=0), "batch=0: at least one")
+
+
+@pytest.mark.parametrize("write", ["stream", "stream_plain"], indirect=True)
+def test_pieces_of_no_rounds_are_refused_when_it_is_called(write, batch):
+    refused(functools.partial(write, *batch, rounds=0), "rounds=0: at least one")

@@ -100,6 +100,10 @@ SLIDING = ["sliding_attention"] * 2
         ("llama", {"hidden_act": ["silu"]}, ["hidden_act=['silu']"]),
         ("llama", {"rope_scaling": "linear"}, ["rope_scaling='linear' must be an object"]),
         ("llama", {"vocab_size": 10**12}, ["vocab_size=1000000000000 is more than"]),
+        ("llama", {"rope_theta": 10**400}, ["rope_theta=1000", "is more than"]),
+        ("gemma2", {"layer_types": [["x"], {}]}, ["layer_types=[['x'], {}]", "2 times"]),
+        ("gemma3_text", {"rope_parameters": 5}, ["rope_parameters=5", "in it"]),
+        ("gemma3_text", {"rope_parameters": ["full_attention"]}, ["rope_parameters=", "in it"]),
     ],
 )
 def test_what_a_family_does_not_compute_is_refused_by_name(family, fields, words):

@@ -29,7 +29,7 @@ class Generate(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str | None = None
-    """The small model that guesses; zoo:wide when the target is the zoo's."""
+    """The small model that guesses; zoo:distilled when the target is the zoo's."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     plain: bool = False
@@ -82,6 +82,7 @@ class Generate(Verb):
 
     def run(self) -> int:
         from jspec.sharding import read_mesh
+        from jspec.text import Reader
 
         first = joined() if self.distributed else True
         self._check()
@@ -90,14 +91,15 @@ class Generate(Verb):
         target = read_target(self.target, self.dtype, mesh)
         ids = self._encode(target, text)
         pieces = self._write(target, ids, mesh)
-        writing = Writing(target, until=self.until, quiet=self.json or not first)
+        reader = Reader(target.tokenizer, until=self.until, after=ids)
+        writing = Writing(reader, quiet=self.json or not first)
         interrupted = False
         with placed(mesh), waiting("compiling, and reading the prompt") as arrived:
             try:
                 for piece in pieces:
                     arrived()
                     writing.show(piece)
-                    if writing.cut:
+                    if writing.reading.cut:
                         break
             except KeyboardInterrupt:
                 interrupted = True
@@ -116,6 +118,10 @@ class Generate(Verb):
             raise ValueError("draft, lookup and plain exclude each other: give one of them")
         if self.plain and self.tree is not None:
             raise ValueError(f"tree={self.tree!r}: plain decoding guesses nothing, so leave it out")
+        if self.plain and self.rule != "coupled":
+            raise ValueError(f"rule={self.rule!r}: plain decoding keeps no guess, so leave it out")
+        if self.replicate_draft and (self.plain or self.lookup or not self.mesh):
+            raise ValueError("replicate_draft: no mesh, or no draft to put there, so leave it out")
         if self.prompt is not None and self.file is not None:
             raise ValueError(f"file={str(self.file)!r}: there is a prompt too, so leave one out")
 
@@ -123,7 +129,7 @@ class Generate(Verb):
         """How to sample; tokens can be biased once the vocabulary is known."""
         from jspec.sampling import sampling
 
-        bias = dict(map(_read_bias, self.bias))
+        bias = _read_biases(self.bias)
         return sampling(
             1,
             temperature=self.temperature,
@@ -144,9 +150,17 @@ class Generate(Verb):
             return target.tokenizer(text, verbose=False)["input_ids"]
         if not target.tokenizer.chat_template:
             raise ValueError(f"chat: the tokenizer of target={self.target!r} has no chat template")
-        return target.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
+        turn = {"role": "user", "content": text}
+        try:
+            return target.tokenizer.apply_chat_template(
+                [turn], add_generation_prompt=True, return_dict=False
+            )
+        # A template is a program: it may raise anything.
+        except Exception as error:
+            raise ValueError(
+                f"chat: the chat_template of target={self.target!r} cannot write a user's turn, so "
+                f"mend it or leave --chat out ({type(error).__name__}: {error})"
+            ) from error
 
     def _write(
         self, target: "Checkpoint", ids: list[int], mesh: "Mesh | None"
@@ -187,7 +201,9 @@ class Generate(Verb):
         from jspec.draft.small_model import SmallModelDrafter
         from jspec.shapes import read_tree
 
-        usual = settings.LOOKUP if self.lookup else settings.TREE
+        chain = self.rule == "token_level"  # which follows nothing else
+        usual = settings.CHAIN if chain else settings.TREE
+        usual = settings.LOOKUP if self.lookup else usual
         tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
             return LookupDrafter(tree), ()
@@ -210,9 +226,11 @@ class Generate(Verb):
         from jspec.bench.machine import machine
 
         ended = writing.ended_by
-        found = {} if writing.last is None else acceptance(writing.last)
+        ids = writing.ids
+        # The rounds went on past a stop string, which the text's own length must not.
+        found = {} if writing.last is None else {**acceptance(writing.last), "tokens": len(ids)}
         if self.json:
-            text = {"text": writing.text, "ids": writing.ids, "guessed": writing.guessed}
+            text = {"text": writing.reading.text, "ids": ids, "guessed": writing.guessed}
             asked = {**dataclasses.asdict(self), "file": self.file and str(self.file)}
             emit(
                 {
@@ -228,13 +246,19 @@ class Generate(Verb):
             console().print("\n".join(describe(found, prompt, ended)), soft_wrap=True)
 
 
-def _read_bias(text: str) -> tuple[int, float]:
-    """`42=-1.5` as a token and what is added to its logit."""
-    token, _, value = text.partition("=")
-    try:
-        return int(token), float(value)
-    except ValueError:
-        raise ValueError(f"bias={text!r}: write token=number, such as 42=-1.5") from None
+def _read_biases(texts: tuple[str, ...]) -> dict[int, float]:
+    """`42=-1.5` and the like as tokens with what is added to their logits."""
+    biases: dict[int, float] = {}
+    for text in texts:
+        token, _, value = text.partition("=")
+        try:
+            number, bias = int(token), float(value)
+        except ValueError:
+            raise ValueError(f"bias={text!r}: write token=number, such as 42=-1.5") from None
+        if number in biases:
+            raise ValueError(f"bias={text!r}: token {number} has a bias already, so leave one out")
+        biases[number] = bias
+    return biases
 
 
 def describe(found: dict[str, Any], prompt: int, ended: str) -> list[str]:
@@ -252,4 +276,6 @@ def describe(found: dict[str, Any], prompt: int, ended: str) -> list[str]:
             f"accepted_by_depth {rates}; acceptance_rate {found['acceptance_rate']:.2f}",
             f"({found['acceptance_definition']})",
         ]
+    if ended == "stop string":
+        lines += ["(rounds, and the rates a round, count what was written past the stop string)"]
     return lines

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, subcommand
@@ -52,12 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The command `jspec`. Once interrupted it leaves at once: a compilation that still runs in
     another thread would die of the interpreter's own end."""
+    sys.unraisablehook = _hear_again
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     if code == INTERRUPTED:
         os._exit(code)
     sys.exit(code)
+
+
+def _hear_again(lost: Any) -> None:
+    """Repeats an interrupt that came while jax cleaned up, where exceptions are dropped."""
+    if issubclass(lost.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,)).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _run(arguments: list[str]) -> int:

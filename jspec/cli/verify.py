@@ -24,8 +24,8 @@ class Verify(Verb):
 
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
-    draft: str = settings.DRAFT
-    """The small model that guesses."""
+    draft: str | None = None
+    """The small model that guesses; zoo:distilled when nothing is given."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     tree: str | None = None
@@ -50,7 +50,7 @@ class Verify(Verb):
 
         self._check()
         target = read_target(self.target, self.dtype)
-        draft = None if self.lookup else read_draft(self.draft, target, self.dtype)
+        draft = None if self.lookup else read_draft(self._guesser, target, self.dtype)
         work = self._workload(target)
         method = self._method(target, draft)
         with steps(3 + len(self.temperatures)) as tick:
@@ -68,7 +68,13 @@ class Verify(Verb):
             console().print("\n".join(_lines(method, rows, health, reasons)), soft_wrap=True)
         return DONE if all(row["passed"] for row in rows) else FAILED
 
+    @property
+    def _guesser(self) -> str:
+        return settings.DRAFT if self.draft is None else self.draft
+
     def _check(self) -> None:
+        if self.lookup and self.draft is not None:
+            raise ValueError("draft and lookup exclude each other: give one of them")
         check_counts(prompts=self.prompts, prompt_length=self.prompt_length, tokens=self.tokens)
         check_seed(self.seed)
         check_temperatures(self.temperatures)
@@ -94,7 +100,7 @@ class Verify(Verb):
         else:
             chain = self.rule == "token_level"
             tree = self.tree or (settings.CHAIN if chain else settings.TREE)
-            method = small_model(f"{self.draft} {tree}", draft, tree, context, rule)
+            method = small_model(f"{self._guesser} {tree}", draft, tree, context, rule)
         rule.admit(method.drafter.tree, method.drafter.draws)
         return method
 
@@ -120,7 +126,7 @@ class Verify(Verb):
         """What was found at one temperature."""
         from jspec.bench.acceptance import acceptance
         from jspec.bench.agreement import differences
-        from jspec.bench.law import SMALLEST_P, first_token_law
+        from jspec.bench.law import SMALLEST_P, first_tokens_law
         from jspec.bench.suite import PLAIN_TEXT
         from jspec.bench.timing import Sample
 
@@ -144,7 +150,7 @@ class Verify(Verb):
                 "passed": len(parted) == ties or self.dtype != "float32",
             }
         else:
-            p = first_token_law(
+            p = first_tokens_law(
                 method, target.model, target.params, self._prompt(work),
                 temperature=temperature, seed=self.seed,
             )  # fmt: skip
@@ -199,9 +205,11 @@ def _lines(
 def _verdict(row: dict[str, Any]) -> str:
     if "law_p_value" in row:
         same = "the same law" if row["passed"] else "ANOTHER LAW"
-        return f"{same} as plain decoding (chi-square p = {row['law_p_value']:.3f})"
+        return f"{same} of three tokens as plain decoding (chi-square p = {row['law_p_value']:.3f})"
     parted = len(row["differences"]) - row["near_ties"]
     ties = f", {row['near_ties']} of them after a near-tie" if row["near_ties"] else ""
     if parted:
-        return f"{parted} of {row['texts']} texts DIFFER from plain decoding's beyond near-ties"
+        why = ", which rounding to this dtype does" if row["passed"] else ""
+        differ = f"{parted} of {row['texts']} texts DIFFER from plain decoding's"
+        return f"{differ} beyond near-ties{why}"
     return f"all {row['texts']} texts are plain decoding's{ties}"

@@ -1,32 +1,33 @@
 """Text on its way to stdout, and the prompt on its way in."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jspec.decode import Generation
-    from jspec.formats.huggingface import Checkpoint
+    from jspec.text import Reader
 
 
 class Writing:
-    """The text so far, printed as it comes unless `quiet`; it ends before a string of `until`."""
+    """The text so far, printed as it comes unless `quiet`."""
 
-    def __init__(self, target: "Checkpoint", *, until: Sequence[str], quiet: bool) -> None:
-        self.target, self.until, self.quiet = target, until, quiet
+    def __init__(self, reader: "Reader", *, quiet: bool) -> None:
+        from jspec.text import Reading
+
+        self.reader, self.quiet = reader, quiet
         self.last: Generation | None = None
-        self.text, self.printed, self.cut = "", 0, False
+        self.reading, self.printed = Reading(), 0
 
     @property
     def ids(self) -> list[int]:
-        """The tokens written, an end of text included."""
-        return [] if self.last is None else self.last.tokens[0, : int(self.last.length[0])].tolist()
+        """The tokens of the text, with the stop string or the end of text that ended it."""
+        return [] if self.last is None else self.last.tokens[0, : self.reading.tokens].tolist()
 
     @property
     def guessed(self) -> list[bool]:
         """For each of `ids`, whether the drafter had guessed it."""
-        return [] if self.last is None else self.last.guessed[0, : len(self.ids)].tolist()
+        return [] if self.last is None else self.last.guessed[0, : self.reading.tokens].tolist()
 
     @property
     def ended_by(self) -> str:
@@ -35,26 +36,26 @@ class Writing:
 
         reasons = {EXHAUSTED: "number of tokens", STOPPED: "end of text"}
         reason = 0 if self.last is None else int(self.last.reason[0])
-        return "stop string" if self.cut else reasons.get(reason, "interruption")
+        return "stop string" if self.reading.cut else reasons.get(reason, "interruption")
 
     def show(self, piece: "Generation") -> None:
         """Prints what is new and cannot change any more."""
-        from jspec.text import cut, decode, ready
-
-        self.last = piece
-        self.text, self.cut = cut(decode(piece, self.target.tokenizer), self.until)
-        self._print(len(self.text) if self.cut else ready(self.text, self.until))
+        self.last, self.reading = piece, self.reader.read(piece)
+        self._print()
 
     def finish(self) -> None:
         """Prints the rest and ends the line."""
-        self._print(len(self.text))
-        if not self.quiet and self.text:
+        if self.last is not None:
+            self.reading = self.reader.read(self.last, ended=True)
+        self._print()
+        if not self.quiet and self.reading.text:
             sys.stdout.write("\n")
             sys.stdout.flush()
 
-    def _print(self, end: int) -> None:
+    def _print(self) -> None:
+        end = self.reading.ready
         if not self.quiet and end > self.printed:
-            new, self.printed = self.text[self.printed : end], end
+            new, self.printed = self.reading.text[self.printed : end], end
             sys.stdout.write(new)
             sys.stdout.flush()
 

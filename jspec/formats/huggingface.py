@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
 from jspec.formats.fields import LARGEST
-from jspec.formats.folder import read_json, replacing, write_json
+from jspec.formats.folder import TOKENIZER_FILES, read_json, replacing, write_json
 from jspec.formats.tensors import write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
 from jspec.formats.weights import read_params
@@ -149,7 +149,7 @@ def _download(name: str) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer.model"],
+                allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
                 ignore_patterns=["*/*", "consolidated*"],
             )
         )

@@ -8,6 +8,9 @@ from tokenizers import Tokenizer
 
 from jspec.formats.folder import TOKENIZER_FILES, read_json, write_json
 
+# What holds a tokenizer where there is no tokenizer.json: as Llama and OPT were published.
+OLDER = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+
 TokenizerSource = Any  # a folder, a tokenizer of transformers or tokenizers, or None
 
 
@@ -19,12 +22,15 @@ def read_tokenizer(folder: Path) -> Any:
         # Taken as the file says. The automatic choice follows model_type, and for llama it puts
         # Llama 1's rules of normalisation in place of the file's own.
         kind, options = transformers.PreTrainedTokenizerFast, {}
-    elif (folder / "tokenizer.model").is_file():
+    elif any(all((folder / name).is_file() for name in names) for names in OLDER):
         kind, options = transformers.AutoTokenizer, {"trust_remote_code": False}
     else:
         return None
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        # Tidied spaces would not be what the tokens say, nor stay as they were shown.
+        return kind.from_pretrained(
+            folder, local_files_only=True, clean_up_tokenization_spaces=False, **options
+        )
     # Bad files surface as whatever the parser, the converter or transformers raises.
     except Exception as error:
         raise ValueError(

@@ -5,6 +5,7 @@ mask, cache, block, start)`, which returns an `Output`, and `logits(hidden)`. `a
 what is the same in every such module: it places a layer's rows in the block and attends.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,18 @@ from jspec.config import Shape
 from jspec.models.checked import CheckedModel
 from jspec.models.protocol import LinenModel, Output, Params
 
+ARGUMENTS = {
+    "__call__": ("tokens", "positions", "mask", "cache", "block", "start"),
+    "logits": ("hidden",),
+}
+
 
 def from_linen(module: nn.Module, shape: Shape) -> CheckedModel:
     """A Linen module as a model; its parameters are those of `model.init`, or trained elsewhere.
 
-    Breaking the Protocol raises a `ValueError` as the model is traced, which names the method and
-    what it returned.
+    It has parameters alone: no dropout that is on, no running statistics. Breaking the Protocol
+    raises a `ValueError`, here or as the model is traced, which names the method and what it
+    returned or raised.
 
     Example::
 
@@ -56,6 +63,7 @@ def from_linen(module: nn.Module, shape: Shape) -> CheckedModel:
         model = jspec.from_linen(Tiny(), shape)
         params = model.init(jax.random.key(0))
     """
+    _check_methods(module, nn.Module)
     return CheckedModel(LinenModel(module, shape), type(module).__name__)
 
 
@@ -94,6 +102,7 @@ def from_nnx(module: nnx.Module, shape: Shape) -> tuple[CheckedModel, Params]:
         shape = jspec.Shape(vocabulary=61, layers=1, kv_heads=4, channels=8, context=512)
         model, params = jspec.from_nnx(Tiny(nnx.Rngs(0)), shape)
     """
+    _check_methods(module, nnx.Module)
     graph, weights, rest = nnx.split(module, nnx.Param, ...)
     specs, structure = jax.tree.flatten(
         nnx.get_partition_spec((weights, rest)), is_leaf=lambda leaf: leaf is None
@@ -135,3 +144,20 @@ class NnxModel:
 
     def logits(self, params: Params, hidden: Array) -> Array:
         return nnx.merge(self.graph, *params).logits(hidden)
+
+
+def _check_methods(module: Any, kind: type) -> None:
+    """Raises `ValueError` unless `module` is one of its kind whose methods take what they get."""
+    if not isinstance(module, kind):
+        what = module.__name__ if isinstance(module, type) else type(module).__name__
+        raise ValueError(f"module={what}: an instance of {kind.__module__}.Module is asked for")
+    name = type(module).__name__
+    for method, arguments in ARGUMENTS.items():
+        asked = f"{name}.{method}({', '.join(arguments)}) is asked for"
+        offered = getattr(module, method, None)
+        if offered is None:
+            raise ValueError(f"{name} has no {method}: {asked}")
+        try:
+            inspect.signature(offered).bind(*arguments)
+        except TypeError as error:
+            raise ValueError(f"{name}.{method}: {error}; {asked}") from error

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jspec.cache import Cache, commit, empty_cache
-from jspec.models.protocol import Model, Params
+from jspec.models.protocol import Model, Params, row_dtype
 
 
 def prefill(
@@ -22,8 +22,7 @@ def prefill(
         raise ValueError(f"tokens of {prompt} columns: not a multiple of chunk={chunk}")
     if capacity < prompt:
         raise ValueError(f"capacity={capacity} is less than the {prompt} columns of the prompts")
-    dtype = jax.tree.leaves(params)[0].dtype
-    cache = empty_cache(model.config, batch, capacity, dtype)
+    cache = empty_cache(model.config, batch, capacity, row_dtype(params, model=model))
     path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
 

@@ -1,5 +1,6 @@
 """What a model must offer to be a target or a draft, and Flax Linen modules that offer it."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from jspec.cache import Block, Cache
 from jspec.config import ModelConfig, Shape
 
 Params = Any
+# With one in context, Flax takes the names that a user's parameters have for those of its axes.
+_without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.AbstractMesh((), ()))
 
 
 @struct.dataclass
@@ -63,6 +66,17 @@ class Model(Protocol):
         """`[..., D]` -> `[..., V]` float32."""
 
 
+def one_token() -> tuple[Array, Array, Array]:
+    """Tokens, positions and mask of the least forward pass, `[1, 1]` each."""
+    one = jnp.zeros((1, 1), jnp.int32)
+    return one, one, jnp.ones((1, 1), bool)
+
+
+def row_dtype(params: Params, *, model: Model) -> jnp.dtype:
+    """The dtype of the rows that a model makes, and so of its caches; nothing is computed."""
+    return jax.eval_shape(model.forward, params, *one_token()).block.k[0].dtype
+
+
 @dataclass(frozen=True)
 class LinenModel:
     """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
@@ -71,10 +85,12 @@ class LinenModel:
     config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
-        return nn.meta.unbox(self._variables(key))
+        with _without_mesh():
+            return nn.meta.unbox(self._variables(key))
 
     def axes(self) -> Params:
-        return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
+        with _without_mesh():
+            return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
 
     def forward(
         self,
@@ -95,7 +111,9 @@ class LinenModel:
         return self.module.init(key, method=_call_everything)["params"]
 
 
-def _call_everything(module: nn.Module) -> Array:
+def _call_everything(module: nn.Module) -> Array | None:
     """Both methods on one token, which makes every parameter."""
-    one = jnp.zeros((1, 1), jnp.int32)
-    return module.logits(module(one, one, jnp.ones((1, 1), bool)).hidden)
+    output = module(*one_token(), None, None, 0)
+    hidden = getattr(output, "hidden", None)
+    # Of what is not `[1, 1, D]` there are no logits; `CheckedModel` says so.
+    return module.logits(hidden) if getattr(hidden, "shape", ())[:-1] == (1, 1) else None
