@@ -16,6 +16,7 @@ from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts
 from jspec.sampling import Sampling
+from jspec.sharding import constrain
 from jspec.verify import coupled
 
 VACANT = 3
@@ -67,8 +68,8 @@ def _texts(
     following = len(seats)
     while np.any(seats < count):
         everyone = (_rows(x, np.minimum(seats, count - 1)) for x in (keys, sampling))
-        state = until_one_is_done(params, draft, state, *everyone, **models)
-        for row in np.flatnonzero((np.asarray(state.done) != 0) & (seats < count)):
+        state, done = until_one_is_done(params, draft, state, *everyone, **models)
+        for row in np.flatnonzero((np.asarray(done) != 0) & (seats < count)):
             prompt = _rows(prompts, seats[row][None])
             yield int(seats[row]), _text(state, prompt, row, tokens=tokens)
             # Once the last prompt has a seat, indices past it mark the vacant ones.
@@ -94,8 +95,8 @@ def until_one_is_done(
     target: Model,
     drafter: Drafter,
     rule: Rule,
-) -> State:
-    """Rounds of the whole batch, until a row that is not vacant ends."""
+) -> tuple[State, Array]:
+    """Rounds of the whole batch, until a row that is not vacant ends; which rows are done `[B]`."""
 
     def full(state: State) -> Array:
         return jnp.all((state.done == 0) | (state.done == VACANT)) & decode.unfinished(state)
@@ -105,7 +106,9 @@ def until_one_is_done(
             params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
         )
 
-    return jax.lax.while_loop(full, advance, state)
+    state = jax.lax.while_loop(full, advance, state)
+    # On every device, so that each process of a launch can read all of it.
+    return state, constrain(state.done, None)
 
 
 def _rows(tree: Any, rows: np.ndarray) -> Any:

@@ -84,7 +84,7 @@ def sampling(
             lambda t: np.isfinite(t) and t >= 0,
             "must be 0 (greedy) or a positive number",
         ),
-        top_k=spread("top_k", top_k, np.int32, lambda k: k >= 0, "must be 0 (all) or more"),
+        top_k=spread("top_k", top_k, np.int32, lambda k: k >= 0, "must be a whole number, 0 (all) or more"),
         top_p=spread("top_p", top_p, np.float32, lambda p: 0 < p <= 1, "must lie in (0, 1]"),
         min_p=spread("min_p", min_p, np.float32, lambda p: 0 <= p <= 1, "must lie in [0, 1]"),
         penalties=Penalties(
@@ -98,7 +98,7 @@ def sampling(
             presence=spread("presence", presence, np.float32, np.isfinite, "must be a number"),
             frequency=spread("frequency", frequency, np.float32, np.isfinite, "must be a number"),
             minimum=spread(
-                "minimum", minimum, np.int32, lambda n: n >= 0, "must be 0 or more tokens"
+                "minimum", minimum, np.int32, lambda n: n >= 0, "must be a whole number of tokens, 0 or more"
             ),
         ),
         biased=biased,
@@ -215,8 +215,11 @@ def _spread(
 
 
 def _holds(dtype: type, value: float) -> bool:
-    """Whether a number lies between the ends of the dtype, or is none."""
-    limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else np.finfo(dtype)
+    """Whether a number lies between the ends of the dtype and is as whole, or is none."""
+    whole = np.issubdtype(dtype, np.integer)
+    if whole and (not math.isfinite(value) or value != round(value)):
+        return False
+    limits = np.iinfo(dtype) if whole else np.finfo(dtype)
     return not math.isfinite(value) or float(limits.min) <= value <= float(limits.max)
 
 
@@ -235,7 +238,7 @@ def _biases(
     values = np.zeros(tokens.shape, np.float32)
     for index, row in enumerate(rows):
         for place, (token, value) in enumerate(row.items()):
-            if not 0 <= token < vocabulary:
+            if not (0 <= token < vocabulary and token == int(token)):
                 raise ValueError(f"bias of token {token}: tokens lie in 0..{vocabulary - 1}")
             if np.isnan(value) or not _holds(np.float32, value) or value == np.inf:
                 raise ValueError(f"bias of {value} for token {token}: must be a number or -inf")

@@ -154,7 +154,7 @@ def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, c
 @pytest.mark.parametrize(
     "meshes",
     [
-        ("mesh=data=2,tensor=4", "mesh=fsdp=8"),
+        pytest.param(("mesh=data=2,tensor=4", "mesh=fsdp=8"), marks=pytest.mark.slow),
         pytest.param(("mesh=fsdp=8", "mesh="), marks=pytest.mark.slow),
         pytest.param(("mesh=data=8", "mesh=fsdp=2,tensor=4"), marks=pytest.mark.slow),
     ],
@@ -172,6 +172,7 @@ def test_a_run_can_move_from_mesh_to_mesh_and_is_the_one_without(capsys, config,
             assert mine[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_rollouts_are_the_students_own_and_written_anew(capsys, config):
     fields = (
         "rollouts.weight=1", "rollouts.every=2", "rollouts.count=3", "rollouts.tokens=10",

@@ -133,6 +133,7 @@ def curve(output: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one_though_they_are_killed_on_the_way(tmp_path):
     models = tiny_zoo.write(tmp_path / "zoo", heads=4, kv_heads=4)
     source = tmp_path / "texts.jsonl"

@@ -104,7 +104,8 @@ def test_bad_input_is_one_line(capsys, asked, said):
     assert out == "" and err.startswith(f"jspec: {said}") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("wrong", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [False, True])
 def test_the_law_is_held_below_the_first_token_too(wrong, target, params, drafts, monkeypatch):
     """A rule that keeps whatever follows a guess that it kept draws its first token rightly."""
     right = token_level.verify

@@ -75,7 +75,7 @@ def fullness(
         )
         before = int(np.sum(state.length))
         begun = time.perf_counter()
-        state = until_one_is_done(params, method.draft, state, *first[1:], **models)
+        state, _ = until_one_is_done(params, method.draft, state, *first[1:], **models)
         written = int(np.sum(state.length)) - before
         reading = (begun - started) * written / (len(first[1]) * tokens)
         return written / (reading + time.perf_counter() - begun)

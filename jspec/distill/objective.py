@@ -11,7 +11,7 @@ from jax import Array
 from jspec.cache import empty_block
 from jspec.distill.batch import Batch
 from jspec.distill.losses import Loss, total_variation
-from jspec.models.protocol import Model, Params
+from jspec.models.protocol import Model, Params, row_dtype
 
 Measures = dict[str, Array]
 
@@ -110,7 +110,7 @@ def read(
     rows, length = tokens.shape
     chunk, positions = chunk or length, batch.positions
     causal = jnp.tril(jnp.ones((length, length), bool))
-    block = empty_block(model.config, rows, length, jax.tree.leaves(params)[0].dtype)
+    block = empty_block(model.config, rows, length, row_dtype(params, model=model))
     for first in range(0, length, chunk):
         piece, seen = slice(first, first + chunk), slice(0, first + chunk)
         together = document[:, piece, None] == document[:, None, seen]
