@@ -151,12 +151,13 @@ def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, c
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "meshes",
     [
-        pytest.param(("mesh=data=2,tensor=4", "mesh=fsdp=8"), marks=pytest.mark.slow),
-        pytest.param(("mesh=fsdp=8", "mesh="), marks=pytest.mark.slow),
-        pytest.param(("mesh=data=8", "mesh=fsdp=2,tensor=4"), marks=pytest.mark.slow),
+        ("mesh=data=2,tensor=4", "mesh=fsdp=8"),
+        ("mesh=fsdp=8", "mesh="),
+        ("mesh=data=8", "mesh=fsdp=2,tensor=4"),
     ],
 )
 def test_a_run_can_move_from_mesh_to_mesh_and_is_the_one_without(capsys, config, meshes):
