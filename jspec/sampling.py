@@ -84,7 +84,9 @@ def sampling(
             lambda t: np.isfinite(t) and t >= 0,
             "must be 0 (greedy) or a positive number",
         ),
-        top_k=spread("top_k", top_k, np.int32, lambda k: k >= 0, "must be a whole number, 0 (all) or more"),
+        top_k=spread(
+            "top_k", top_k, np.int32, lambda k: k >= 0, "must be 0 (all) or a whole number"
+        ),
         top_p=spread("top_p", top_p, np.float32, lambda p: 0 < p <= 1, "must lie in (0, 1]"),
         min_p=spread("min_p", min_p, np.float32, lambda p: 0 <= p <= 1, "must lie in [0, 1]"),
         penalties=Penalties(
@@ -98,7 +100,7 @@ def sampling(
             presence=spread("presence", presence, np.float32, np.isfinite, "must be a number"),
             frequency=spread("frequency", frequency, np.float32, np.isfinite, "must be a number"),
             minimum=spread(
-                "minimum", minimum, np.int32, lambda n: n >= 0, "must be a whole number of tokens, 0 or more"
+                "minimum", minimum, np.int32, lambda n: n >= 0, "must be a whole number of tokens"
             ),
         ),
         biased=biased,
