@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from references import draw
-from texts import CONTEXT, Batch, Candidate, disagreements, near, plain_text, sharp, teach
+from texts import (
+    CONTEXT,
+    CUTS,
+    Batch,
+    Candidate,
+    disagreements,
+    near,
+    plain_text,
+    settings,
+    sharp,
+    teach,
+)
 from texts import speculative_text as speculate
 
 from jspec import (
@@ -16,14 +27,13 @@ from jspec import (
     SmallModelDrafter,
     Tree,
     prompts,
-    sampling,
     transformer,
 )
 from jspec.models.protocol import Params
 from jspec.sharding import make_mesh, shardings
 
 TOKENS = 40
-TEMPERATURES = (0.0, 0.7, 1.0, 1.5)
+TEMPERATURES = (0.0, 0.7, 1.0, 1.5, 0.3, 1.0)
 # Shorter than a path of the tree with its root, so that rows of the block leave it too.
 WINDOW = 3
 GEMMA = {
@@ -78,12 +88,17 @@ def model(**changes):
 
 @pytest.fixture(scope="module")
 def batch():
-    """A prompt for each temperature, of 1 to 70 tokens, so that one takes two chunks."""
-    rows = [draw(length, seed=length).tolist() for length in (1, 9, 30, 70)]
+    """Prompts of 1 to 70 tokens, so that one takes two chunks, each with a way of its own to cut
+    the law or to penalise."""
+    rows = [draw(length, seed=length).tolist() for length in (1, 9, 30, 70, 5, 12)]
+    ways = [
+        {"temperature": temperature, **cut}
+        for temperature, cut in zip(TEMPERATURES, (*CUTS, CUTS[-1]), strict=True)
+    ]
     return Batch(
         prompts(rows, context=CONTEXT, tokens=TOKENS),
         jax.random.split(jax.random.key(61), len(rows)),
-        sampling(len(rows), temperature=TEMPERATURES),
+        settings(ways, stops=()),
     )
 
 

@@ -153,3 +153,16 @@ def test_the_rate_rises_stays_and_falls_to_nothing(recipe):
     np.testing.assert_allclose(rates[:11], np.linspace(0, 1, 11), atol=1e-6)
     np.testing.assert_allclose(rates[10:61], 1, atol=1e-6)
     np.testing.assert_allclose(rates[60:], np.linspace(1, 0, 41), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "middle", "last"), [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)]
+)
+def test_the_rate_ends_as_its_name_says(recipe, name, middle, last):
+    planned = replace(
+        recipe, steps=200, accumulate=2, warmup=0, cooldown=0.4, learning_rate=1.0, schedule=name
+    )
+    rate = schedule(planned)
+    # Counted in steps of the optimizer, of which there are half as many as batches.
+    found = [float(rate(step)) for step in (60, 80, 100)]
+    np.testing.assert_allclose(found, [1.0, middle, last], atol=1e-6)

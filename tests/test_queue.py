@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 from references import refused
-from texts import rows_of, speculative_text
+from texts import rows_of, speculative_text, stopping
 
 import jspec
 
@@ -59,6 +59,32 @@ def write(request, target, params, drafts):
     return functools.partial(
         getattr(jspec, request.param), params, draft.params, drafter=draft.drafter, **how
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["one_sample", "token_level", "without_replacement"])
+def test_a_queue_and_a_stream_write_what_generate_writes_under_every_rule(
+    rule, target, params, drafts, batch
+):
+    """With ends of text, on which rows leave their seats."""
+    batch = stopping(batch, (7, 23, 40))
+    tree = jspec.Tree.chain(3) if rule == "token_level" else jspec.Tree.branching((2, 2))
+    how = {
+        "target": target,
+        "drafter": jspec.SmallModelDrafter(target, tree),
+        "rule": getattr(jspec.verify, rule),
+        "tokens": TOKENS,
+    }
+    draft = drafts["k-ary"].params
+    whole = jspec.generate(params, draft, *batch, **how)
+    assert len(np.unique(whole.length)) > 5
+    *_, streamed = jspec.stream(params, draft, *batch, **how, rounds=5)
+    np.testing.assert_array_equal(streamed.tokens, whole.tokens)
+    for index, text in jspec.generate_many(params, draft, *batch, **how, batch=4):
+        length = int(whole.length[index])
+        assert (int(text.length[0]), int(text.reason[0])) == (length, int(whole.reason[index]))
+        valid = text.tokens[0, :length], whole.tokens[index, :length]
+        np.testing.assert_array_equal(*valid, f"prompt {index}")
 
 
 def test_fewer_keys_or_samplings_than_prompts_are_refused_when_it_is_called(write, batch):

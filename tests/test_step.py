@@ -11,7 +11,7 @@ import pytest
 from jspec import ModelConfig, transformer
 from jspec.distill.batch import Batch
 from jspec.distill.losses import LOSSES, forward_kl, total_variation
-from jspec.distill.objective import distillation, language_model
+from jspec.distill.objective import computed_in, distillation, language_model
 from jspec.distill.optimizer import optimizer
 from jspec.distill.recipe import Recipe
 from jspec.distill.step import start, step
@@ -171,3 +171,52 @@ def test_steps_lower_the_loss(params, teacher, name):
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0] and int(state.step) == 30
     assert not optax.tree.norm(jax.tree.map(np.subtract, params, state.params)) == 0
+
+
+def test_what_is_computed_again_for_the_gradient_does_not_change_it(params, teacher):
+    again = transformer(MODEL.config, remat=True)
+    objectives = [
+        functools.partial(distillation, model=model, teacher=TEACHER, loss=forward_kl, chunk=8)
+        for model in (MODEL, again)
+    ]
+    found = [gradient(objective, params, teacher) for objective in objectives]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *found)
+    programs = [
+        jax.jit(jax.grad(objective, has_aux=True)).lower(params, teacher, blocks(2)).as_text()
+        for objective in objectives
+    ]
+    products = [text.count("dot_general") for text in programs]
+    assert products[1] > products[0]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_two_batches_that_are_accumulated_move_as_one_of_both(params, name):
+    batch = blocks(4)
+    whole = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), batch)
+    halves = [jax.tree.map(lambda x, i=i: x[2 * i : 2 * i + 2], whole) for i in range(2)]
+    objective = functools.partial(language_model, model=MODEL)
+    moved = []
+    for accumulate, batches in ((1, [whole]), (2, halves)):
+        recipe = Recipe(
+            name="x", warmup=0, optimizer=name, accumulate=accumulate, steps=10 * accumulate
+        )
+        rule = optimizer(recipe)
+        advance = jax.jit(functools.partial(step, objective=objective, optimizer=rule))
+        state = start(params, optimizer=rule)
+        for one in batches:
+            state, _ = advance(state, (), one)
+        moved.append(jax.tree.map(np.subtract, state.params, params))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-2, atol=1e-5), *moved)
+    assert optax.tree.norm(moved[0]) > 0
+
+
+def test_weights_stay_float32_where_what_is_computed_is_rounded(params):
+    objective = functools.partial(language_model, model=MODEL)
+    rule = optax.sgd(1e-3)
+    advance = jax.jit(
+        functools.partial(step, objective=computed_in(objective, "bfloat16"), optimizer=rule)
+    )
+    state, metrics = advance(start(params, optimizer=rule), (), blocks(2))
+    exact, _ = objective(params, (), blocks(2))
+    assert 0 < abs(float(metrics["loss"] - exact)) < 0.05
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {np.dtype("float32")}

@@ -122,7 +122,7 @@ def test_of_a_conversation_the_assistants_turns_are_learned(talking, row):
 
 
 def test_a_pair_is_a_prompt_and_its_answer(talking):
-    row = {"instruction": "add", "input": "left", "output": "right"}
+    row = {"instruction": "add", "input": "left", "output": "right", "text": "all of it"}
     (text,) = Texts(tokenize(datasets.Dataset.from_list([row]), talking, END)[0])
     assert learned(text, talking) == "right</s>"
     assert "<user>add\n\nleft</s>" in talking.decode(text.tokens)
@@ -138,7 +138,7 @@ def test_where_a_template_rewrites_earlier_turns_the_last_is_learned(talking):
 @pytest.mark.parametrize(
     ("row", "column", "said"),
     [
-        ({"a": 1, "b": "x"}, "", "no usable column among a, b: one of text, content, messages"),
+        ({"a": 1, "b": "x"}, "", "no usable column among a, b: one of messages, conversations"),
         ({"a": 1, "b": "x"}, "c", "text.column='c' is not there: there are a, b"),
         ({"messages": [{"role": "user"}]}, "", "a turn has role: it needs role and content"),
     ],

@@ -3,8 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,7 +18,7 @@ Note = Callable[[str], None]
 
 
 class Checkpoints:
-    """Those below `folder`, for a `with` statement, at whose end all are on disk.
+    """Those below `folder`.
 
     Args:
       note: told of those that cannot be read.
@@ -51,15 +50,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Waits until all are on disk."""
         self._open.close()
 
     @property

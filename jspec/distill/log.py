@@ -3,8 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 
@@ -20,15 +19,8 @@ class Log:
             self._file = folder / "log.jsonl"
             self._board = SummaryWriter(str(folder / "tensorboard"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Flushes what is written."""
         if self._writes:
             self._board.close()
 

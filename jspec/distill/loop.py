@@ -1,10 +1,10 @@
 """The loop around a step: batches in, checkpoints and a log out, resuming where it stopped."""
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +61,13 @@ def train(
     """
     folder = Path(recipe.output).absolute() / recipe.name
     claim(folder, recipe)
-    keeping = Checkpoints(
-        folder / CHECKPOINTS, note, keep=recipe.keep, provenance=provenance(recipe)
-    )
-    bar = progress(recipe.name, recipe.steps)
-    with keeping as checkpoints, Log(folder) as log, bar as show, watching() as taken_away:
+    place, made_by = folder / CHECKPOINTS, provenance(recipe)
+    with (
+        closing(Checkpoints(place, note, keep=recipe.keep, provenance=made_by)) as checkpoints,
+        closing(Log(folder)) as log,
+        progress(recipe.name, recipe.steps) as show,
+        watching() as taken_away,
+    ):
         state = checkpoints.restore(program.start(params))
         first, clock = int(state.step), _Clock()
         show(first, "compiling the first step" if first < recipe.steps else "all steps are done")
@@ -79,23 +81,20 @@ def train(
             _check_finite(recipe, pending)
             done, pending = number + 1, (number + 1, metrics)
             show(done, "")
-            last = done == recipe.steps or taken_away(done)
-            measuring = last or done % recipe.evaluate_every == 0
-            saving = last or done % recipe.save_every == 0
-            if not (measuring or saving):
-                continue
-            _check_finite(recipe, pending)
+            last, leaving = done == recipe.steps, taken_away(done)
             found = None
-            with clock.stopped():
-                if measuring:
+            if last or done % recipe.evaluate_every == 0:
+                _check_finite(recipe, pending)
+                with clock.stopped():
                     found = measure(state.params)
-                    _check_finite(recipe, (done, found))
-                    log.write(done, {**metrics, **found, **clock.speed(done - first, recipe)})
-                    show(done, _summary(found))
-                if saving:
-                    _check_finite(recipe, (done, {"norm of the parameters": program.norm(state)}))
-                    checkpoints.save(done, state, None if found is None else score(found))
-            if last:
+                _check_finite(recipe, (done, found))
+                log.write(done, {**metrics, **found, **clock.speed(done - first, recipe)})
+                show(done, _summary(found))
+            if last or leaving or done % recipe.save_every == 0:
+                _check_finite(recipe, pending)
+                _check_finite(recipe, (done, {"norm of the parameters": program.norm(state)}))
+                checkpoints.save(done, state, None if found is None else score(found))
+            if leaving:
                 break
     return Run(state.params, int(state.step))
 
@@ -155,7 +154,7 @@ class _Clock:
     def __init__(self) -> None:
         self._began = time.monotonic()
 
-    @contextlib.contextmanager
+    @contextmanager
     def stopped(self) -> Iterator[None]:
         before = time.monotonic()
         yield

@@ -125,8 +125,11 @@ def tokenize(
     names = table.column_names
     if column and column not in names:
         raise ValueError(f"text.column={column!r} is not there: there are {', '.join(names)}")
-    known = [column] if column else [name for name in (*TEXTS, *CONVERSATIONS) if name in names]
-    pair = next((pair for pair in PAIRS if set(pair) <= set(names)), None)
+    # Data sets of pairs and conversations often have them as one text, too.
+    known = [column] if column else [name for name in CONVERSATIONS if name in names]
+    pair = None if known else next((pair for pair in PAIRS if set(pair) <= set(names)), None)
+    if not (known or pair):
+        known = [name for name in TEXTS if name in names]
     if known and len(table) and isinstance(table[0][known[0]], str):
         encode = functools.partial(_whole, tokenizer=tokenizer, column=known[0], end=end_of_text)
     elif known or pair:
@@ -136,7 +139,7 @@ def tokenize(
     else:
         raise ValueError(
             f"text: no usable column among {', '.join(names)}: one of "
-            f"{', '.join((*TEXTS, *CONVERSATIONS))}, or {' or '.join(map('+'.join, PAIRS))}; "
+            f"{', '.join((*CONVERSATIONS, *TEXTS))}, or {' or '.join(map('+'.join, PAIRS))}; "
             "text.column names another"
         )
     told = table.map(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
@@ -93,6 +94,8 @@ def save(
 ) -> None:
     """Writes a model that `load` and transformers (4.56 and later) read. All of it, or nothing.
 
+    In a launch of several processes all of them call it, and the first writes.
+
     Args:
       folder: where to; a model that is there is replaced, other files beside it stay.
       model: as `transformer` makes it.
@@ -117,17 +120,17 @@ def save(
         "torch_dtype": dtype.name,
         "dtype": dtype.name,
     }
-    with replacing(Path(folder)) as partial:
-        write_json(partial / "config.json", config)
-        write_json(partial / "generation_config.json", end)
-        write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
-        write_tensors(
-            partial,
-            {
-                key(family, path): np.asarray(weight).astype(dtype, "C", copy=False)
-                for path, weight in weights.items()
-            },
-        )
+    tensors = {
+        key(family, path): _here(weight).astype(dtype, "C", copy=False)
+        for path, weight in weights.items()
+    }
+    if jax.process_index() == 0:
+        with replacing(Path(folder)) as partial:
+            write_json(partial / "config.json", config)
+            write_json(partial / "generation_config.json", end)
+            write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
+            write_tensors(partial, tensors)
+    multihost_utils.sync_global_devices("the model is written")
 
 
 def _find(source: str | Path) -> Path:
@@ -160,6 +163,13 @@ def _download(name: str) -> Path:
             f"source={name!r} is no local folder, and the hub did not give it: a local folder "
             f"works without the hub ({type(error).__name__}: {reason})"
         ) from error
+
+
+def _here(weight: Any) -> np.ndarray:
+    """All of a parameter, of which other processes may hold parts."""
+    if isinstance(weight, jax.Array) and not weight.is_fully_addressable:
+        weight = multihost_utils.process_allgather(weight, tiled=True)
+    return np.asarray(weight)
 
 
 def _float(dtype: Any) -> np.dtype:
