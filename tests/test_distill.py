@@ -138,6 +138,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(capsys, c
     assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, config):
     whole = distil(capsys, config, "name=whole")
     distil(capsys, config)

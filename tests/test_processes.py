@@ -106,6 +106,7 @@ def test_a_model_that_is_cut_never_exists_whole_on_one_host(big):
     assert alone.returncode != 0 and not alone.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(small):
     one = load(small)
     expected = np.asarray(processes.written(one, one).tokens).tolist()
