@@ -22,7 +22,8 @@ import tiny_zoo  # noqa: E402
 from ours import write_original  # noqa: E402
 from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp  # noqa: E402
 
-from jspec import Generation, Model, ModelConfig, transformer  # noqa: E402
+from jspec import Generation, Model, ModelConfig, transformer, zoo  # noqa: E402
+from jspec.bench import settings  # noqa: E402
 from jspec.models.protocol import Params  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -100,3 +101,12 @@ def folder(original, tmp_path):
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zoo of tiny random models."""
     return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
+
+
+@pytest.fixture
+def small_zoo(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that are told of no model and no tree take tiny ones."""
+    monkeypatch.setattr(zoo, "MODELS", models)
+    monkeypatch.setattr(settings, "TREE", "2")
+    monkeypatch.setattr(settings, "CHAIN", "chain:1")
+    monkeypatch.setattr(settings, "LOOKUP", "chain:2")

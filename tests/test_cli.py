@@ -12,7 +12,6 @@ import pytest
 import tiny_zoo
 from tokenizers import Tokenizer
 
-from jspec import zoo
 from jspec.bench import settings
 from jspec.cli.demo import GUESSED, SUPPLIED, coloured
 from jspec.cli.generate import Generate
@@ -37,12 +36,7 @@ FIELDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small(models, monkeypatch):
-    monkeypatch.setattr(zoo, "MODELS", models)
-    monkeypatch.setattr(settings, "TREE", "2")
-    monkeypatch.setattr(settings, "CHAIN", "chain:1")
-    monkeypatch.setattr(settings, "LOOKUP", "chain:2")
+pytestmark = pytest.mark.usefixtures("small_zoo")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:

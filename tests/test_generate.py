@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from test_cli import PROMPT, TOKENS, plain, refused, run
 
-from jspec import zoo
-from jspec.bench import settings
 from jspec.cli.main import main
 from jspec.formats.folder import read_json, write_json
 from jspec.formats.huggingface import load, save
@@ -21,12 +19,7 @@ from jspec.formats.huggingface import load, save
 GREEDY = ("--prompt", PROMPT, "--no-stop", "--tokens", str(TOKENS), "--seed", "7", "--json")
 
 
-@pytest.fixture(autouse=True)
-def small(models, monkeypatch):
-    monkeypatch.setattr(zoo, "MODELS", models)
-    monkeypatch.setattr(settings, "TREE", "2")
-    monkeypatch.setattr(settings, "CHAIN", "chain:1")
-    monkeypatch.setattr(settings, "LOOKUP", "chain:2")
+pytestmark = pytest.mark.usefixtures("small_zoo")
 
 
 @pytest.mark.parametrize(
