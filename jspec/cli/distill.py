@@ -1,9 +1,8 @@
 """`jspec distill`: teaches a draft its target, as one of `configs/` says."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jspec.cli.pair import read_draft, read_target, write_model
 from jspec.cli.training import Training
@@ -11,7 +10,10 @@ from jspec.cli.training import Training
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jspec.distill.checkpoints import Note
     from jspec.distill.recipe import Distillation
+    from jspec.distill.run import Student
+    from jspec.distill.texts import Texts
     from jspec.formats.huggingface import Checkpoint
 
 
@@ -25,26 +27,50 @@ class Distill(Training):
         return self.train(Distillation, _make)
 
 
-def _make(recipe: "Distillation", mesh: "Mesh | None", note: Callable[[str], None]) -> Path | None:
-    """Distils, and writes the draft to `output/name/model`, whose path it returns."""
-    from jspec.distill.run import Student, distill
+class Lesson(NamedTuple):
+    """What a recipe names: who teaches, whom, and on which texts."""
+
+    target: "Checkpoint"
+    draft: "Checkpoint"
+    texts: "Texts"
+    held_out: "Texts"
+
+    @property
+    def student(self) -> "Student":
+        """The draft as it is taught."""
+        from jspec.distill.run import Student
+
+        return Student(self.draft.model, self.draft.params)
+
+
+def read_lesson(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Lesson:
+    """Loads what a recipe names; what is read of data sets is kept below `output/name`."""
     from jspec.zoo.lessons import lessons
 
     target = read_target(recipe.target, recipe.teacher, mesh)
     if not target.end_of_text:
         raise ValueError(f"target={recipe.target!r} names no end of text: give it an eos_token_id")
-    student = _student(recipe, target, mesh)
-    folder = Path(recipe.output).absolute() / recipe.name
+    draft = _student(recipe, target, mesh)
+    cache = Path(recipe.output).absolute() / recipe.name / "data"
     note("reading the texts")
     texts, held_out = lessons(
-        recipe.text, target.tokenizer, target.end_of_text[0], cache=folder / "data", note=note
+        recipe.text, target.tokenizer, target.end_of_text[0], cache=cache, note=note
     )
-    taught = Student(student.model, student.params)
-    done = distill(recipe, target, taught, texts, held_out, mesh=mesh, note=note)
+    return Lesson(target, draft, texts, held_out)
+
+
+def _make(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Path | None:
+    """Distils, and writes the draft to `output/name/model`, whose path it returns."""
+    from jspec.distill.run import course, distill
+
+    lesson = read_lesson(recipe, mesh, note)
+    compiled = course(recipe, lesson.target, lesson.student, mesh=mesh)
+    done = distill(recipe, compiled, lesson.texts, lesson.held_out, mesh=mesh, note=note)
     if done.step < recipe.steps:
         return None
-    write_model(folder / "model", replace(student, params=done.params), "bfloat16")
-    return folder / "model"
+    folder = Path(recipe.output).absolute() / recipe.name / "model"
+    write_model(folder, replace(lesson.draft, params=done.params), "bfloat16")
+    return folder
 
 
 def _student(recipe: "Distillation", target: "Checkpoint", mesh: "Mesh | None") -> "Checkpoint":

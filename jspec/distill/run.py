@@ -14,11 +14,11 @@ from jspec.distill.data import Document, Mixture, Source, pack
 from jspec.distill.evaluation import both, decoding, held_out_loss, tokens_per_round
 from jspec.distill.loop import Run, claim, train
 from jspec.distill.losses import mixture
-from jspec.distill.objective import computed_in, distillation
+from jspec.distill.objective import Objective, computed_in, distillation
 from jspec.distill.optimizer import optimizer
 from jspec.distill.progress import progress
 from jspec.distill.recipe import Answers, Distillation, Rollouts
-from jspec.distill.step import program
+from jspec.distill.step import Program, program
 from jspec.distill.temperatures import read_served, read_temperatures
 from jspec.distill.texts import Texts
 from jspec.draft.lookup import LookupDrafter
@@ -41,31 +41,25 @@ class Student(NamedTuple):
     params: Params
 
 
-def distill(
-    recipe: Distillation,
-    target: Checkpoint,
-    student: Student,
-    texts: Texts,
-    held_out: Texts,
-    *,
-    mesh: Mesh | None = None,
-    note: Note,
-) -> Run:
-    """Teaches the student, from where the run last stopped.
+class Course(NamedTuple):
+    """Who teaches whom, and a step of it, compiled: what runs that differ in their data share."""
 
-    Args:
-      texts: to learn from, and to take prompts from; held_out: to measure on.
-      note: told what is being done before the first step, and what went wrong.
-    """
+    target: Checkpoint
+    student: Student
+    objective: Objective
+    steps: Program
+
+
+def course(
+    recipe: Distillation, target: Checkpoint, student: Student, *, mesh: Mesh | None = None
+) -> Course:
+    """The course that a recipe asks for."""
     context = min(student.model.config.context, target.model.config.context)
     if recipe.length > context:
         raise ValueError(
             f"length={recipe.length} is longer than the context of {context} that target and draft "
             "share"
         )
-    guessing = _guessing(recipe.tree, student.model, target.model)
-    folder = Path(recipe.output).absolute() / recipe.name
-    claim(folder, recipe)
     objective = functools.partial(
         distillation,
         model=student.model,
@@ -80,9 +74,31 @@ def distill(
         optimizer=optimizer(recipe),
         mesh=mesh,
     )
+    return Course(target, student, objective, steps)
+
+
+def distill(
+    recipe: Distillation,
+    course: Course,
+    texts: Texts,
+    held_out: Texts,
+    *,
+    mesh: Mesh | None = None,
+    note: Note,
+) -> Run:
+    """Teaches the student, from where the run last stopped.
+
+    Args:
+      texts: to learn from, and to take prompts from; held_out: to measure on.
+      note: told what is being done before the first step, and what went wrong.
+    """
+    target, student = course.target, course.student
+    folder = Path(recipe.output).absolute() / recipe.name
+    guessing = _guessing(recipe.tree, student.model, target.model)
+    claim(folder, recipe)
     tested = pack(_at_temperatures(recipe, held_out), recipe.length, lengths=held_out.lengths)
     measure = both(
-        held_out_loss(objective, target.params, tested, recipe.batch, mesh),
+        held_out_loss(course.objective, target.params, tested, recipe.batch, mesh),
         decoding(
             target.params,
             prompts(
@@ -99,7 +115,7 @@ def distill(
     )
     return train(
         recipe,
-        steps,
+        course.steps,
         student.params,
         target.params,
         _sources(recipe, folder, target, student, texts),

@@ -6,9 +6,9 @@ from typing import Any
 from jspec.distill.checkpoints import Note
 from jspec.distill.recipe import Text
 from jspec.distill.texts import Texts, read, tokenize
-from jspec.zoo.corpus import held_out_documents, training_documents
+from jspec.zoo.corpus import held_out_documents, out_of_domain_documents, training_documents
 
-CORPUS = "zoo:corpus"
+CORPUS, PROSE = "zoo:corpus", "zoo:prose"
 
 
 def lessons(
@@ -43,3 +43,14 @@ def lessons(
             "template rewrites earlier ones"
         )
     return Texts(told[0][0]), Texts(told[1][0])
+
+
+def elsewhere(wanted: Text, tokenizer: Any, end_of_text: int, *, cache: Path) -> Texts:
+    """Texts of another domain, to measure on alone."""
+    import datasets
+
+    if wanted.source == PROSE:
+        table = datasets.Dataset.from_dict({"text": out_of_domain_documents()})
+    else:
+        table = read(wanted.source, split=wanted.split, cache=cache)
+    return Texts(tokenize(table, tokenizer, end_of_text, column=wanted.column)[0])
