@@ -32,10 +32,10 @@ FLOORS = {
     "authorship": 5,
     "distill": 6,
     "plan": 7,
-    "studies": 7,
     "bench": 7,
     "zoo": 7,
-    "cli": 8,
+    "studies": 8,
+    "cli": 9,
 }
 LONGEST = 350
 

@@ -142,7 +142,7 @@ def test_a_run_of_another_model_is_not_gone_on_with(recipe, params):
     train(replace(recipe, steps=1), params)
     wider = replace(CONFIG, width=32)
     other = transformer(wider)
-    with pytest.raises(ValueError, match="another run .model.width=32 where the run has 16.: "):
+    with pytest.raises(ValueError, match="another run .model.width=32 where it has 16.: "):
         objective = functools.partial(language_model, model=other)
         train(replace(recipe, model=wider), other.init(jax.random.key(0)), objective=objective)
 

@@ -1,8 +1,9 @@
 """What is run: methods, compiled once each, on the same prompts, keys and weights."""
 
+import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -116,6 +117,12 @@ class Program:
             )
         self._compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
+
+    def with_draft(self, name: str, draft: Params) -> "Program":
+        """The same program for another draft of the same shape."""
+        other = copy.copy(self)
+        other.name, other.method = name, replace(self.method, name=name, draft=draft)
+        return other
 
     def __call__(self, batch: int, temperature: float) -> Run:
         arguments = self._arguments(batch, temperature)

@@ -19,6 +19,7 @@ from jspec.cli.distill import Distill
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.import_model import Import
+from jspec.cli.study import Study
 from jspec.cli.train import Train
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 from jspec.cli.verify import Verify
@@ -30,6 +31,7 @@ VERBS = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
+    | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
 )

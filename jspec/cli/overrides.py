@@ -14,7 +14,7 @@ def override(config: Config, changes: Sequence[str]) -> Config:
     """`config` with each change made, typed as its field is, all of them at once.
 
     Raises `ValueError` for a field that is not there, listing those that are, and for a value that
-    its type does not take.
+    its type does not take. A field of several values takes them with spaces between.
     """
     wanted: dict[str, Any] = {}
     for change in changes:
@@ -56,6 +56,8 @@ def _read(path: str, text: str, kind: Any) -> Any:
     if type(None) in kinds and text.lower() == "none":
         return None
     for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            return tuple(_read(path, word, typing.get_args(kind)[0]) for word in text.split())
         if kind is bool and text.lower() in WORDS:
             return WORDS[text.lower()]
         if kind in (int, float, str):

@@ -13,7 +13,7 @@ import numpy as np
 from jspec.distill.data import Document
 from jspec.distill.progress import Show
 from jspec.draft.protocol import Drafter
-from jspec.formats.folder import read_json, write_json
+from jspec.formats.folder import claim
 from jspec.models.protocol import Model, Params
 from jspec.queue import generate_many
 from jspec.ragged import prompts as ragged
@@ -62,16 +62,14 @@ def answer(
       temperatures: `[n]`, one for each prompt.
       made_by: what else the answers hang on; a folder that was made by something else is refused.
     """
-    _claim(
-        folder,
-        {
-            **made_by,
-            "prompts": _digest(json.dumps([list(map(int, prompt)) for prompt in prompts]).encode()),
-            "temperatures": _digest(temperatures.tobytes()),
-            "tokens": tokens,
-            "seed": seed,
-        },
-    )
+    hangs_on = {
+        **made_by,
+        "prompts": _digest(json.dumps([list(map(int, prompt)) for prompt in prompts]).encode()),
+        "temperatures": _digest(temperatures.tobytes()),
+        "tokens": tokens,
+        "seed": seed,
+    }
+    claim(folder / MADE_BY, hangs_on, fixed=hangs_on, what="set of answers")
     found = {one.index: one for one in _read(folder)}
     missing = [index for index in range(len(prompts)) if index not in found]
     show(len(found))
@@ -97,22 +95,6 @@ def answer(
                 part = []
         _write(folder, part)
     return [found[index] for index in range(len(prompts))]
-
-
-def _claim(folder: Path, made_by: Mapping[str, Any]) -> None:
-    """Notes what the answers of a folder hang on; refuses a folder of others."""
-    file = folder / MADE_BY
-    if file.is_file():
-        theirs = read_json(file)
-        differing = [name for name, value in made_by.items() if theirs.get(name) != value]
-        if differing:
-            raise ValueError(
-                f"{folder} holds answers that differ in {', '.join(differing)}: take another name "
-                "for the run, or delete that folder"
-            )
-    elif jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, dict(made_by))
 
 
 def _digest(content: bytes) -> str:

@@ -1,6 +1,5 @@
 """The loop around a step: batches in, checkpoints and a log out, resuming where it stopped."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from jspec.distill.checkpoints import Checkpoints, Note
@@ -21,7 +19,7 @@ from jspec.distill.preemption import watching
 from jspec.distill.progress import progress
 from jspec.distill.recipe import Recipe
 from jspec.distill.step import Program
-from jspec.formats.folder import read_json, write_json
+from jspec.formats import folder as disk
 from jspec.models.protocol import Params
 
 RECIPE, CHECKPOINTS = "recipe.json", "checkpoints"
@@ -101,26 +99,7 @@ def train(
 
 def claim(folder: Path, recipe: Recipe) -> None:
     """Makes a run's folder and notes which recipe it follows; refuses the folder of another run."""
-    file, ours = folder / RECIPE, json.loads(json.dumps(asdict(recipe)))
-    if file.is_file():
-        theirs = read_json(file)
-        now, then = (
-            flatten_dict({name: run.get(name) for name in recipe.FIXED}, sep=".")
-            for run in (ours, theirs)
-        )
-        differing = [
-            f"{name}={now.get(name)!r} where the run has {then.get(name)!r}"
-            for name in {**now, **then}
-            if now.get(name) != then.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"name={recipe.name!r}: {folder} holds another run ({', '.join(differing)}): "
-                "take another name, or go on with that one"
-            )
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, ours)
+    disk.claim(folder / RECIPE, asdict(recipe), fixed=recipe.FIXED, what="run")
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

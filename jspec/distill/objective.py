@@ -1,7 +1,7 @@
 """What a step lowers, over the very model code that decodes: nats of a text, or a teacher's law."""
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ def distillation(
 
     Both laws are at the batch's temperatures; where that is 0, the teacher's is its likeliest token
     and the student's at 1. Both read the text in chunks, and their logits are made chunk by chunk,
-    and made again for the gradient: those of a whole batch never exist at once.
+    once, and used up for the loss and its gradient: those of a whole batch never exist at once.
 
     Args:
       frozen: the teacher's parameters.
@@ -71,25 +71,26 @@ def distillation(
     # Where one model's tokens are the other's and more, what is more is padding.
     vocabulary = min(model.config.vocabulary, teacher.config.vocabulary)
 
-    @jax.checkpoint
-    def compare(params: Params, ours: Array, theirs: Array, weight: Array, t: Array) -> Array:
+    def compare(params: Params, ours: Array, piece: tuple[Array, ...]) -> Array:
+        theirs, weight, t = piece
         greedy, t = (t == 0)[..., None], jnp.where(t == 0, 1, t)[..., None]
         student = model.logits(params, ours)[..., :vocabulary] / t
         target = teacher.logits(frozen, theirs)[..., :vocabulary] / t
-        target = jnp.where(greedy, _likeliest(target), target)
+        # Finding the likeliest token of every law is dear on CPU, and mostly not asked for.
+        target = jax.lax.cond(
+            greedy.any(), lambda x: jnp.where(greedy, _likeliest(x), x), lambda x: x, target
+        )
         refused = jax.lax.stop_gradient(total_variation(target, student))
         return jnp.stack([(loss(target, student) * weight).sum(), (refused * weight).sum()])
 
-    def add(total: Array, piece: tuple[Array, ...]) -> tuple[Array, None]:
-        return total + compare(params, *piece), None
-
-    hidden = [
+    ours, theirs = (
         jnp.stack([hidden for _, hidden in read(weights, batch, model=reader, chunk=chunk)])
         for weights, reader in ((params, model), (frozen, teacher))
-    ]
-    told = [_pieces(x, len(hidden[0])) for x in (batch.weight, batch.temperature)]
-    total, _ = jax.lax.scan(add, jnp.zeros(2), (*hidden, *told))
-    value, refused = total / jnp.maximum(batch.weight.sum(), 1.0)
+    )
+    told = [_pieces(x, len(ours)) for x in (batch.weight, batch.temperature)]
+    value, refused = _summed(compare)(params, ours, (theirs, *told)) / jnp.maximum(
+        batch.weight.sum(), 1.0
+    )
     return value, {"acceptance": 1 - refused}
 
 
@@ -124,6 +125,39 @@ def read(
         )
         block = output.block
         yield piece, output.hidden
+
+
+def _summed(
+    compare: Callable[[Params, Array, tuple[Array, ...]], Array],
+) -> Callable[[Params, Array, tuple[Array, ...]], Array]:
+    """The sum of `compare` `[2]` over pieces, whose gradient, of its first number, is made in the
+    same pass: what a piece takes is gone before the next begins, and none of it is made twice."""
+
+    @jax.custom_vjp
+    def total(params: Params, ours: Array, pieces: tuple[Array, ...]) -> Array:
+        def add(sums: Array, piece: tuple[Any, ...]) -> tuple[Array, None]:
+            return sums + compare(params, *piece), None
+
+        return jax.lax.scan(add, jnp.zeros(2), (ours, pieces))[0]
+
+    def forward(params: Params, ours: Array, pieces: tuple[Array, ...]) -> tuple[Array, Any]:
+        def add(carry: Any, piece: tuple[Any, ...]) -> tuple[Any, Array]:
+            sums, gradients = carry
+            ours, piece = piece
+            found, pull = jax.vjp(lambda params, ours: compare(params, ours, piece), params, ours)
+            by_params, by_ours = pull(jnp.array([1.0, 0.0]))
+            return (sums + found, jax.tree.map(jnp.add, gradients, by_params)), by_ours
+
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+        (sums, by_params), by_ours = jax.lax.scan(add, (jnp.zeros(2), nothing), (ours, pieces))
+        by_params = jax.tree.map(lambda x, param: x.astype(param.dtype), by_params, params)
+        return sums, (by_params, by_ours)
+
+    def backward(gradients: Any, weight: Array) -> Any:
+        return *jax.tree.map(lambda x: (x * weight[0]).astype(x.dtype), gradients), None
+
+    total.defvjp(forward, backward)
+    return total
 
 
 def _pieces(x: Array, count: int) -> Array:

@@ -4,9 +4,12 @@ import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -59,9 +62,44 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Writes an object as JSON that people can read; the file is there whole or not at all."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(file: Path, content: str) -> None:
+    """Writes a file that is there whole or not at all."""
     partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
     partial.replace(file)
+
+
+def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> None:
+    """Notes in `file` what the work in its folder hangs on.
+
+    Args:
+      fixed: the fields in which work that goes on cannot differ; what: a word for the work.
+
+    Raises `ValueError`, naming the fields, if the folder holds work that differs in one of them.
+    """
+    ours = json.loads(json.dumps(record))
+    if file.is_file():
+        theirs = read_json(file)
+        now, then = (
+            flatten_dict({name: work.get(name) for name in fixed}, sep=".")
+            for work in (ours, theirs)
+        )
+        differing = [
+            f"{name}={now.get(name)!r} where it has {then.get(name)!r}"
+            for name in {**now, **then}
+            if now.get(name) != then.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{file.parent} holds another {what} ({', '.join(differing)}): take another name, "
+                "or go on with that one"
+            )
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, ours)
 
 
 def _refuse(folder: Path) -> None:

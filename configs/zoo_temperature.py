@@ -1,0 +1,7 @@
+"""The study of temperatures on the zoo's pair: `jspec study temperature` without a config."""
+
+from jspec.studies.recipe import TemperatureStudy
+
+
+def config() -> TemperatureStudy:
+    return TemperatureStudy(name="zoo_temperature")

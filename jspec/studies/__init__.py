@@ -1,0 +1,1 @@
+"""The papers' experiments, on the zoo or on any pair."""

@@ -1,0 +1,213 @@
+"""What a person reads of the temperature study: `report.md`, and the numbers in `results.json`."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from jspec.bench.machine import machine
+from jspec.bench.suite import PLAIN
+from jspec.formats.folder import write_json, write_text
+from jspec.studies import figures
+from jspec.studies.findings import Duel, Findings, findings
+from jspec.studies.gauge import (
+    AWAY,
+    HOME,
+    NODE_RULES,
+    OVERLAP,
+    PER_ROUND,
+    at_node,
+    decoded,
+    methods,
+)
+from jspec.studies.recipe import TemperatureStudy
+from jspec.studies.records import Mean, Records
+from jspec.studies.temperature import PER_SECOND, SPEEDUP, UNTAUGHT
+
+
+def write(recipe: TemperatureStudy, records: Records) -> Findings:
+    """Writes report, numbers and figures below `output/name`."""
+    found, about = findings(recipe, records), machine()
+    drawn = figures.draw(recipe, records, recipe.folder)
+    write_json(
+        recipe.folder / "results.json",
+        {
+            "study": recipe.record(),
+            "setting": about,
+            "findings": list(answers(recipe, found)),
+            "differences": [duel.record() for duel in (*found.duels, *found.rules)],
+            "controls": [dataclasses.asdict(control) for control in found.controls],
+            "records": [dataclasses.asdict(record) for record in records.all],
+        },
+    )
+    lines = _lines(recipe, records, found, about, drawn)
+    write_text(recipe.folder / "report.md", "\n".join(lines) + "\n")
+    return found
+
+
+def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
+    """The three questions, each answered in a line or two by the numbers."""
+    for fall in found.falls:
+        turn = "" if fall.last <= fall.least else f", and rises to {fall.last:.3f} at the hottest"
+        yield (
+            f"{fall.rule}, {_name(fall.draft)}: {fall.first:.3f} at T={min(recipe.served):g}, "
+            f"least at T={fall.lowest:g} with {fall.least:.3f} "
+            f"({fall.least / fall.first - 1:+.0%}){turn}."
+        )
+    for other in dict.fromkeys(duel.other for duel in found.duels):
+        for domain in (HOME, AWAY):
+            here = [d for d in found.duels if (d.other, d.domain) == (other, domain)]
+            duels = [d for d in here if d.measure == OVERLAP]
+            if duels:
+                yield f"Matched against {_name(other)}, {domain}: {_count(duels)}."
+    for control in found.controls:
+        if control.over_reference is not None:
+            yield (
+                f"At T={control.served:g} the matched draft's overlap is "
+                f"{_signed(control.over_reference)} over that of the draft taught at "
+                f"{recipe.reference}, sampled at the best temperature for it, "
+                f"{control.reference_drawn:g}."
+            )
+    for rule in dict.fromkeys(duel.other for duel in found.rules):
+        for duel in found.rules:
+            if duel.other == rule and duel.domain == HOME and duel.served >= 1.5:
+                yield (
+                    f"Coupled against {rule} at T={duel.served:g}, {recipe.width} candidates: "
+                    f"{_signed(duel.difference)}."
+                )
+
+
+def _count(duels: Sequence[Duel]) -> str:
+    won = sum(d.difference.sign > 0 for d in duels)
+    lost = sum(d.difference.sign < 0 for d in duels)
+    each = ", ".join(f"T={d.served:g} {_signed(d.difference)}" for d in duels)
+    return (
+        f"better in {won} of {len(duels)} cells, worse in {lost}, undecided in "
+        f"{len(duels) - won - lost} ({each})"
+    )
+
+
+def _lines(
+    recipe: TemperatureStudy,
+    records: Records,
+    found: Findings,
+    about: dict[str, Any],
+    drawn: Sequence[tuple[str, str]],
+) -> Iterator[str]:
+    teaching = recipe.teaching
+    tokens = teaching.steps * teaching.batch * teaching.length
+    kinds = [UNTAUGHT, *recipe.taught]
+    yield "# Taught at one temperature, served at another\n"
+    yield (
+        f"Target `{teaching.target}`, draft `{teaching.draft or 'fresh'}`. Every draft is taught "
+        f"{teaching.steps:,} steps of {teaching.batch} rows of {teaching.length} tokens "
+        f"({tokens:,} in all) of the target's own answers ({teaching.answers.count} of up to "
+        f"{teaching.answers.tokens} tokens), {recipe.seeds} seeds, each with prompts, answers and "
+        "an order of its own. The temperature of answers and loss is tied, and is the row; both "
+        "models are sampled at the column's. Measured on "
+        f"{recipe.prompts} prompts of each domain, {recipe.tokens} new tokens, the same for all; "
+        "± is Student's 95% interval over seeds. Losses carry no factor of T². "
+        f"{about['device']}, {about['cores']} cores, jax {about['jax']}."
+    )
+    yield "\n## What was found\n"
+    yield from (f"- {line}" for line in answers(recipe, found))
+    for file, title in drawn:
+        yield f"\n![{title}]({file})"
+    for domain in (HOME, AWAY):
+        yield f"\n## Overlap, {domain}: what token-level rejection keeps of one draw\n"
+        yield from _matrix(recipe, kinds, _cell(records, domain, OVERLAP))
+    for domain in (HOME, AWAY):
+        yield f"\n## Tokens a round, {domain}: coupled, `{recipe.tree}`, by decoding\n"
+        yield from _matrix(recipe, kinds, _cell(records, domain, PER_ROUND, digits=2))
+    yield "\n## Tokens a second, seed 0, and over plain decoding at the same temperature\n"
+    yield from _matrix(
+        recipe,
+        [PLAIN, *kinds],
+        lambda kind, served: (
+            f"{records.mean(kind, HOME, served, PER_SECOND).value:.0f} "
+            f"({records.mean(kind, HOME, served, SPEEDUP).value:.2f})"
+        ),
+    )
+    for kind in (UNTAUGHT, recipe.reference):
+        yield f"\n## Rules side by side, draft {_name(kind)}: one node, {recipe.width} candidates\n"
+        yield from _matrix(
+            recipe,
+            ["one candidate, token level", *NODE_RULES],
+            lambda rule, served, kind=kind: _pm(
+                records.mean(kind, HOME, served, at_node(rule) if rule in NODE_RULES else OVERLAP)
+            ),
+        )
+        yield f"\nTokens a round by decoding, {recipe.width} candidates a round:\n"
+        yield from _matrix(
+            recipe,
+            list(methods(recipe.width)),
+            lambda name, served, kind=kind: _pm(
+                records.mean(kind, HOME, served, decoded(name)), digits=2
+            ),
+        )
+    yield "\n## The free control: the draft sampled at another temperature\n"
+    yield "Overlap, in domain; beside the best temperature of the draft, the best overlap.\n"
+    yield from _table(
+        ("served", "untaught", "its best", f"taught at {recipe.reference}", "its best", "matched",
+         "matched over that best"),
+        (
+            (
+                f"{c.served:g}",
+                f"{c.untaught:.3f}",
+                f"{c.untaught_best:.3f} at {c.untaught_drawn:g}",
+                _pm(c.reference),
+                f"{_pm(c.reference_best)} at {c.reference_drawn:g}",
+                "" if c.matched is None else _pm(c.matched),
+                "" if c.over_reference is None else _signed(c.over_reference),
+            )
+            for c in found.controls
+        ),
+    )  # fmt: skip
+    yield "\n## The diagonal: matched drafts against others, seed by seed\n"
+    yield from _table(
+        ("domain", "served", "measure", "against", "matched is better by", ""),
+        (
+            (
+                duel.domain,
+                f"{duel.served:g}",
+                duel.measure,
+                _name(duel.other),
+                _signed(duel.difference),
+                {1: "better", 0: "undecided", -1: "worse"}[duel.difference.sign],
+            )
+            for duel in found.duels
+        ),
+    )
+
+
+def _matrix(
+    recipe: TemperatureStudy, rows: Iterable[str], cell: Callable[[str, float], str]
+) -> Iterator[str]:
+    """Rows against served temperatures."""
+    yield from _table(
+        ("", *(f"T={served:g}" for served in recipe.served)),
+        ((_name(row), *(cell(row, served) for served in recipe.served)) for row in rows),
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for row in (head, ["---"] * len(head), *rows):
+        yield f"| {' | '.join(row)} |"
+
+
+def _cell(
+    records: Records, domain: str, measure: str, digits: int = 3
+) -> Callable[[str, float], str]:
+    return lambda kind, served: _pm(records.mean(kind, domain, served, measure), digits)
+
+
+def _name(kind: str) -> str:
+    """A kind of draft as a reader knows it."""
+    return f"taught at {kind}" if kind[:1].isdigit() or kind[:1] == "." else kind
+
+
+def _pm(mean: Mean, digits: int = 3) -> str:
+    return f"{mean.value:.{digits}f}" + ("" if mean.half is None else f" ± {mean.half:.{digits}f}")
+
+
+def _signed(mean: Mean) -> str:
+    return f"{mean.value:+.4f}" + ("" if mean.half is None else f" ± {mean.half:.4f}")
