@@ -99,6 +99,7 @@ def _rules(recipe: TemperatureStudy, records: Records, panels: Sequence["Axes"])
         axes.set_title(f"{title}; solid: taught at {recipe.reference}, dotted: untaught")
         axes.title.set_fontsize("small")
         axes.set_xlabel("temperature of target and draft")
+        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
 

@@ -15,15 +15,14 @@ ZOO = Distillation(
     target="zoo:target",
     draft="zoo:wide",
     text=Text(weight=0.0),
-    answers=Answers(count=288, prompt=32, tokens=96, batch=32, tree="chain:1"),
+    answers=Answers(count=384, prompt=32, tokens=96, batch=32, tree="chain:1"),
     length=128,
-    batch=4,
-    steps=280,
-    learning_rate=2e-3,
+    batch=8,
+    steps=160,
+    learning_rate=3e-4,
     warmup=10,
     cooldown=0.8,
-    evaluate_every=280,
-    save_every=280,
+    save_every=160,
     keep=1,
     served="1",
     prompts=4,
@@ -59,7 +58,7 @@ class TemperatureStudy:
     reference: str = "1"
     seeds: int = 3
     elsewhere: Text = Text(source="zoo:prose")
-    prompts: int = 16
+    prompts: int = 24
     prompt: int = 64
     tokens: int = 64
     width: int = 4
@@ -108,6 +107,7 @@ class TemperatureStudy:
             for taught in self.taught:
                 recipe = replace(
                     self.teaching,
+                    evaluate_every=self.teaching.steps,
                     name=f"{taught}/{seed}",
                     output=str(self.folder),
                     seed=self.teaching.seed + seed,

@@ -46,12 +46,12 @@ def write(recipe: TemperatureStudy, records: Records) -> Findings:
 
 def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
     """The three questions, each answered in a line or two by the numbers."""
+    coldest, hottest = min(recipe.served), max(recipe.served)
     for fall in found.falls:
-        turn = "" if fall.last <= fall.least else f", and rises to {fall.last:.3f} at the hottest"
         yield (
-            f"{fall.rule}, {_name(fall.draft)}: {fall.first:.3f} at T={min(recipe.served):g}, "
-            f"least at T={fall.lowest:g} with {fall.least:.3f} "
-            f"({fall.least / fall.first - 1:+.0%}){turn}."
+            f"{fall.rule}, {_name(fall.draft)}: {fall.first:.3f} at T={coldest:g}, least at "
+            f"T={fall.lowest:g} with {fall.least:.3f} ({fall.least - fall.first:+.3f}), "
+            f"{fall.last:.3f} at T={hottest:g}."
         )
     for other in dict.fromkeys(duel.other for duel in found.duels):
         for domain in (HOME, AWAY):
