@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -231,7 +233,7 @@ def test_bad_recipes_are_refused(capsys, config, change, said):
 def test_another_draft_does_not_go_on_with_a_run(capsys, config):
     distil(capsys, config, "steps=1")
     said = refused(capsys, config, "draft=zoo:deep")
-    assert "draft='zoo:deep' where the run has 'zoo:wide'" in said
+    assert "draft='zoo:deep' where it has 'zoo:wide'" in said
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):
@@ -242,6 +244,54 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, c
     assert "the last good checkpoint is kept" in err and "step 5" in err or "step 6" in err
     with closing(Checkpoints(checkpoints(config), print)) as kept:
         assert kept.steps == [2, 4]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from jspec import zoo
+from jspec.cli.main import main
+
+zoo.MODELS = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_and_leaves_what_was_saved(capsys, config, models):
+    distil(capsys, config, "steps=2")
+    asked = [sys.executable, "-c", FULL, str(models), "distill", str(config)]
+    ended = subprocess.run(asked, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2, ended.stderr
+    complaint = ended.stderr.splitlines()[-1]
+    assert "a checkpoint cannot be written" in complaint and "File too large" in complaint
+    with closing(Checkpoints(checkpoints(config), print)) as kept:
+        assert kept.steps == [2]
+    assert distil(capsys, config)["steps"] == 6
+
+
+def test_a_checkpoint_is_exported_while_its_run_goes_on(capsys, config, tmp_path):
+    done = distil(capsys, config)
+    run = config.parent / "runs" / "run"
+    under_way = run / "checkpoints" / "8.orbax-checkpoint-tmp"
+    under_way.mkdir()
+    for step in ("", "newest", "best", "6"):
+        asked = ["--step", step] if step else []
+        assert main(("export", str(run), str(tmp_path / f"out{step}"), *asked)) == 0
+        mine = weights(tmp_path / f"out{step}")
+        for ours, theirs in zip(mine, weights(done["folder"]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert main(("export", str(run), str(tmp_path / "earlier"), "--step", "2")) == 0
+    earlier = zip(weights(tmp_path / "earlier"), mine, strict=True)
+    assert any((ours != theirs).any() for ours, theirs in earlier)
+    assert load(tmp_path / "earlier").tokenizer is not None and under_way.is_dir()
+    capsys.readouterr()
+    assert main(("export", str(run), str(tmp_path / "none"), "--step", "5")) == 2
+    assert "step='5': " in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert main(("export", "wide", str(tmp_path / "none"), "--step", "5")) == 2
+    assert "wide is no distillation's folder" in capsys.readouterr().err
 
 
 def test_the_zoos_own_corpus_is_a_source(capsys, config, monkeypatch):

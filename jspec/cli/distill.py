@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jspec.cli.pair import read_draft, read_target, write_model
+from jspec.cli.pair import read_draft, read_model, read_target, write_model
 from jspec.cli.training import Training
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_lesson(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Le
     target = read_target(recipe.target, recipe.teacher, mesh)
     if not target.end_of_text:
         raise ValueError(f"target={recipe.target!r} names no end of text: give it an eos_token_id")
-    draft = _student(recipe, target, mesh)
+    draft = read_student(recipe, target, mesh)
     cache = Path(recipe.output).absolute() / recipe.name / "data"
     note("reading the texts")
     texts, held_out = lessons(
@@ -73,8 +73,14 @@ def _make(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Path | N
     return folder
 
 
-def _student(recipe: "Distillation", target: "Checkpoint", mesh: "Mesh | None") -> "Checkpoint":
-    """The draft to start from, or a fresh one of the recipe's shape, in the target's dress."""
+def read_student(
+    recipe: "Distillation", target: "Checkpoint | None" = None, mesh: "Mesh | None" = None
+) -> "Checkpoint":
+    """The draft to start from, or a fresh one of the recipe's shape, in the target's dress.
+
+    Args:
+      target: where it is there already, a draft's tokenizer is held against its.
+    """
     import jax
 
     from jspec.models.initial import initial
@@ -82,8 +88,12 @@ def _student(recipe: "Distillation", target: "Checkpoint", mesh: "Mesh | None") 
     from jspec.sharding import REPLICATED, RULES
 
     if recipe.model is None:
+        if target is None:
+            return read_model("draft", recipe.draft, "float32")
         found = read_draft(recipe.draft, target, "float32", mesh, replicated=recipe.replicated)
         return replace(found, model=transformer(found.model.config, remat=recipe.remat))
+    if target is None:
+        target = read_target(recipe.target, recipe.teacher)
     wanted, there = recipe.model.vocabulary, target.model.config.vocabulary
     if wanted != there:
         raise ValueError(f"model.vocabulary={wanted}: the target has {there} tokens, so take those")

@@ -1,13 +1,18 @@
-"""`jspec export`: a model of the zoo, or any that can be read, as a Hugging Face folder."""
+"""`jspec export`: a model of the zoo, a run's draft, or any that can be read, as a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from jspec.cli.distill import read_student
 from jspec.cli.pair import Dtype, read_model
 from jspec.cli.transfer import transfer
 from jspec.cli.verb import Verb
+
+if TYPE_CHECKING:
+    from jspec.formats.huggingface import Checkpoint
 
 
 @dataclass(kw_only=True)
@@ -15,15 +20,46 @@ class Export(Verb):
     """Write a model as a Hugging Face folder, which transformers and vLLM read."""
 
     name: Positional[str]
-    """target, wide, deep or distilled of the zoo; or a folder, or a hub name."""
+    """target, wide, deep or distilled of the zoo; a folder, or a hub name; or the folder of a
+    distillation, such as runs/NAME, which may still be under way."""
     folder: Positional[Path]
     """Where to. A model that is there is replaced; a folder of anything else is refused."""
     dtype: Dtype = "bfloat16"
     """Of the weights in the file; the zoo's are bfloat16."""
+    step: str = ""
+    """Of a distillation: newest (if nothing is said), best, or the number of a checkpoint."""
 
     def run(self) -> int:
         from jspec import zoo
+        from jspec.distill.loop import RECIPE
 
         source = zoo.PREFIX + self.name if self.name in zoo.NAMES else self.name
-        model = read_model("name", source, self.dtype)
+        run = Path(self.name).expanduser()
+        if (run / RECIPE).is_file():
+            model = _of_run(run, self.step or "newest")
+        elif self.step:
+            raise ValueError(
+                f"step={self.step!r}: {self.name} is no distillation's folder, which has a {RECIPE}"
+            )
+        else:
+            model = read_model("name", source, self.dtype)
         return transfer(source, model, self.folder, self.dtype, json=self.json)
+
+
+def _of_run(run: Path, step: str) -> "Checkpoint":
+    """The draft as a checkpoint of a distillation has it."""
+    from jspec.distill import checkpoints
+    from jspec.distill.loop import CHECKPOINTS, RECIPE
+    from jspec.distill.optimizer import optimizer
+    from jspec.distill.recipe import distillation_of
+    from jspec.distill.step import start
+    from jspec.formats.folder import read_json
+
+    try:
+        recipe = distillation_of(read_json(run / RECIPE))
+    except ValueError as error:
+        raise ValueError(f"name={str(run)!r}: {RECIPE}: {error}") from error
+    draft = read_student(recipe)
+    state = start(draft.params, optimizer=optimizer(recipe))
+    place = (run / CHECKPOINTS).absolute()
+    return replace(draft, params=checkpoints.read(place, step, state).params)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: the newest few and the best, restorable on any mesh."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all are on disk."""
-        self._open.close()
+        with self._writing():
+            self._open.close()
 
     @property
     def steps(self) -> list[int]:
@@ -62,8 +64,7 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step of the highest score; None where nothing was scored."""
-        scored = [found for found in self._open.checkpoints if found.metrics]
-        return max(scored, key=lambda found: found.metrics[SCORE]).step if scored else None
+        return _best(self._open)
 
     def restore(self, state: TrainState) -> TrainState:
         """The newest that can be read, laid out as `state` is; `state` where there is none."""
@@ -88,15 +89,31 @@ class Checkpoints:
         return self._open.load_checkpointables(step, {STATE: state})[STATE]
 
     def save(self, step: int, state: TrainState, score: float | None = None) -> None:
-        """Begins to write the state, once what is being written is done."""
-        # A save that is asked for while another is being written is left out in silence.
-        self._open.wait()
-        self._open.save_checkpointables_async(
-            step,
-            {STATE: state},
-            overwrite=True,
-            metrics=None if score is None else {SCORE: score},
-        )
+        """Begins to write the state, once what is being written is done.
+
+        Raises `OSError` if that, or what was being written, cannot be.
+        """
+        with self._writing():
+            # A save that is asked for while another is being written is left out in silence.
+            self._open.wait()
+            self._open.save_checkpointables_async(
+                step,
+                {STATE: state},
+                overwrite=True,
+                metrics=None if score is None else {SCORE: score},
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        # Whatever the writer raises for a disk that is full, or gone.
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise OSError(
+                f"{self._open.directory}: a checkpoint cannot be written ({reason}): those before "
+                "it are whole; make room, and the same command goes on"
+            ) from error
 
     def _set_aside_broken(self, folder: Path) -> None:
         """Renames checkpoints whose description is broken, at which opening all of them fails."""
@@ -110,3 +127,27 @@ class Checkpoints:
                 self._note(f"checkpoint {place.name} cannot be read: {described} is broken")
                 place.rename(place.with_name(f"{place.name}.broken"))
         multihost_utils.sync_global_devices("checkpoints are there")
+
+
+def read(folder: Path, wanted: str, state: TrainState) -> TrainState:
+    """One of the checkpoints below `folder`, where a run may be under way: nothing is touched.
+
+    Args:
+      wanted: `newest`, `best` or a step. Raises `ValueError` if it is not there.
+      state: laid out as what is returned.
+    """
+    with closing(ocp.training.Checkpointer(folder)) as opened:
+        steps = sorted(found.step for found in opened.checkpoints)
+        if not steps:
+            raise ValueError(f"{folder} holds no checkpoint: the run has saved none yet")
+        named = {"newest": steps[-1], "best": _best(opened), **{str(step): step for step in steps}}
+        step = named.get(wanted)
+        if step is None:
+            there = ", ".join(name for name, found in named.items() if found is not None)
+            raise ValueError(f"step={wanted!r}: {folder} has {there}")
+        return opened.load_checkpointables(step, {STATE: state})[STATE]
+
+
+def _best(opened: ocp.training.Checkpointer) -> int | None:
+    scored = [found for found in opened.checkpoints if found.metrics]
+    return max(scored, key=lambda found: found.metrics[SCORE]).step if scored else None

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+import types
+import typing
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jspec.config import ModelConfig
 from jspec.distill.optimizer import OPTIMIZERS, SCHEDULES
@@ -244,3 +246,21 @@ class Distillation(Recipe):
         read_served(self.served)
         if self.losses.weights() == {}:
             raise ValueError("losses: all weights are 0: give one loss a weight")
+
+
+def distillation_of(record: dict[str, Any]) -> Distillation:
+    """The recipe that a run noted as JSON; raises `ValueError` for that of something else."""
+    try:
+        return _built(Distillation, record)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"not the recipe of a distillation ({error})") from error
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of JSON as a field of this type."""
+    if isinstance(kind, types.UnionType):
+        kind = next(one for one in typing.get_args(kind) if one is not types.NoneType)
+    if value is None or not dataclasses.is_dataclass(kind):
+        return tuple(value) if isinstance(value, list) else value
+    kinds = typing.get_type_hints(kind)
+    return kind(**{name: _built(kinds.get(name), inner) for name, inner in value.items()})
