@@ -93,11 +93,24 @@ def _lines(
     about: dict[str, Any],
     drawn: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
+    yield "# Taught at one temperature, served at another\n"
+    yield _setting(recipe, about)
+    yield "\n## What was found\n"
+    yield from (f"- {line}" for line in answers(recipe, found))
+    for file, title in drawn:
+        yield f"\n![{title}]({file})"
+    yield from _acceptance(recipe, records)
+    yield from _speed(recipe, records)
+    for kind in (UNTAUGHT, recipe.reference):
+        yield from _rules(recipe, records, kind)
+    yield from _control(recipe, found)
+    yield from _diagonal(found)
+
+
+def _setting(recipe: TemperatureStudy, about: dict[str, Any]) -> str:
     teaching = recipe.teaching
     tokens = teaching.steps * teaching.batch * teaching.length
-    kinds = [UNTAUGHT, *recipe.taught]
-    yield "# Taught at one temperature, served at another\n"
-    yield (
+    return (
         f"Target `{teaching.target}`, draft `{teaching.draft or 'fresh'}`. Every draft is taught "
         f"{teaching.steps:,} steps of {teaching.batch} rows of {teaching.length} tokens "
         f"({tokens:,} in all) of the target's own answers ({teaching.answers.count} of up to "
@@ -108,75 +121,79 @@ def _lines(
         "± is Student's 95% interval over seeds. Losses carry no factor of T². "
         f"{about['device']}, {about['cores']} cores, jax {about['jax']}."
     )
-    yield "\n## What was found\n"
-    yield from (f"- {line}" for line in answers(recipe, found))
-    for file, title in drawn:
-        yield f"\n![{title}]({file})"
+
+
+def _acceptance(recipe: TemperatureStudy, records: Records) -> Iterator[str]:
+    kinds = [UNTAUGHT, *recipe.taught]
     for domain in (HOME, AWAY):
         yield f"\n## Overlap, {domain}: what token-level rejection keeps of one draw\n"
         yield from _matrix(recipe, kinds, _cell(records, domain, OVERLAP))
     for domain in (HOME, AWAY):
         yield f"\n## Tokens a round, {domain}: coupled, `{recipe.tree}`, by decoding\n"
         yield from _matrix(recipe, kinds, _cell(records, domain, PER_ROUND, digits=2))
+
+
+def _speed(recipe: TemperatureStudy, records: Records) -> Iterator[str]:
+    def cell(kind: str, served: float) -> str:
+        rate, gain = (records.mean(kind, HOME, served, m).value for m in (PER_SECOND, SPEEDUP))
+        return f"{rate:.0f} ({gain:.2f})"
+
     yield "\n## Tokens a second, seed 0, and over plain decoding at the same temperature\n"
-    yield from _matrix(
-        recipe,
-        [PLAIN, *kinds],
-        lambda kind, served: (
-            f"{records.mean(kind, HOME, served, PER_SECOND).value:.0f} "
-            f"({records.mean(kind, HOME, served, SPEEDUP).value:.2f})"
-        ),
-    )
-    for kind in (UNTAUGHT, recipe.reference):
-        yield f"\n## Rules side by side, draft {_name(kind)}: one node, {recipe.width} candidates\n"
+    yield from _matrix(recipe, [PLAIN, UNTAUGHT, *recipe.taught], cell)
+
+
+def _rules(recipe: TemperatureStudy, records: Records, kind: str) -> Iterator[str]:
+    one = "one candidate, token level"
+    measures = {one: OVERLAP, **{rule: at_node(rule) for rule in NODE_RULES}}
+    rounds = {name: decoded(name) for name in methods(recipe.width)}
+    yield f"\n## Rules side by side, draft {_name(kind)}: one node, {recipe.width} candidates\n"
+    for named, digits in ((measures, 3), (rounds, 2)):
+        if named is rounds:
+            yield f"\nTokens a round by decoding, {recipe.width} candidates a round:\n"
         yield from _matrix(
             recipe,
-            ["one candidate, token level", *NODE_RULES],
-            lambda rule, served, kind=kind: _pm(
-                records.mean(kind, HOME, served, at_node(rule) if rule in NODE_RULES else OVERLAP)
+            named,
+            lambda name, served, named=named, digits=digits: _pm(
+                records.mean(kind, HOME, served, named[name]), digits
             ),
         )
-        yield f"\nTokens a round by decoding, {recipe.width} candidates a round:\n"
-        yield from _matrix(
-            recipe,
-            list(methods(recipe.width)),
-            lambda name, served, kind=kind: _pm(
-                records.mean(kind, HOME, served, decoded(name)), digits=2
-            ),
-        )
+
+
+def _control(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
     yield "\n## The free control: the draft sampled at another temperature\n"
-    yield "Overlap, in domain; beside the best temperature of the draft, the best overlap.\n"
-    yield from _table(
-        ("served", "untaught", "its best", f"taught at {recipe.reference}", "its best", "matched",
-         "matched over that best"),
+    yield "Overlap, in domain, as served and at the best temperature of the draft alone.\n"
+    taught = _name(recipe.reference)
+    head = ("served", "untaught", "its best", taught, "its best", "matched", "over that best")
+    rows = (
         (
-            (
-                f"{c.served:g}",
-                f"{c.untaught:.3f}",
-                f"{c.untaught_best:.3f} at {c.untaught_drawn:g}",
-                _pm(c.reference),
-                f"{_pm(c.reference_best)} at {c.reference_drawn:g}",
-                "" if c.matched is None else _pm(c.matched),
-                "" if c.over_reference is None else _signed(c.over_reference),
-            )
-            for c in found.controls
-        ),
-    )  # fmt: skip
-    yield "\n## The diagonal: matched drafts against others, seed by seed\n"
-    yield from _table(
-        ("domain", "served", "measure", "against", "matched is better by", ""),
-        (
-            (
-                duel.domain,
-                f"{duel.served:g}",
-                duel.measure,
-                _name(duel.other),
-                _signed(duel.difference),
-                {1: "better", 0: "undecided", -1: "worse"}[duel.difference.sign],
-            )
-            for duel in found.duels
-        ),
+            f"{one.served:g}",
+            f"{one.untaught:.3f}",
+            f"{one.untaught_best:.3f} at {one.untaught_drawn:g}",
+            _pm(one.reference),
+            f"{_pm(one.reference_best)} at {one.reference_drawn:g}",
+            "" if one.matched is None else _pm(one.matched),
+            "" if one.over_reference is None else _signed(one.over_reference),
+        )
+        for one in found.controls
     )
+    yield from _table(head, rows)
+
+
+def _diagonal(found: Findings) -> Iterator[str]:
+    yield "\n## The diagonal: matched drafts against others, seed by seed\n"
+    head = ("domain", "served", "measure", "against", "matched is better by", "")
+    rows = (
+        (
+            duel.domain,
+            f"{duel.served:g}",
+            duel.measure,
+            _name(duel.other),
+            _signed(duel.difference),
+            {1: "better", 0: "undecided", -1: "worse"}[duel.difference.sign],
+        )
+        for duel in found.duels
+    )
+    yield from _table(head, rows)
 
 
 def _matrix(
