@@ -1,5 +1,6 @@
 """A training step: what it lowers, and by which rule."""
 
+import dataclasses
 import functools
 
 import jax
@@ -94,6 +95,36 @@ def test_distillation_compares_laws_at_the_temperature_of_the_batch(params, teac
     np.testing.assert_allclose(value, forward_kl(*laws)[counted].mean(), rtol=1e-5)
     kept = 1 - total_variation(*laws)[counted].mean()
     np.testing.assert_allclose(measures["acceptance"], kept, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_gradient_is_that_of_the_loss_written_out(teacher, tied):
+    """The step makes it chunk by chunk, beside the loss; here jax makes it of all logits."""
+    model = transformer(dataclasses.replace(MODEL.config, tied=tied))
+    params, batch = jax.jit(model.init)(jax.random.key(3)), blocks(3, 0.7)
+
+    def written_out(params):
+        target, student = (
+            logits(one, weights, batch)[..., :50] / 0.7
+            for one, weights in ((TEACHER, teacher), (model, params))
+        )
+        return (forward_kl(target, student) * batch.weight).sum() / batch.weight.sum()
+
+    def ours(params):
+        # Times a number, as where the loss is a part of another.
+        return (
+            3
+            * distillation(
+                params, teacher, batch, model=model, teacher=TEACHER, loss=forward_kl, chunk=8
+            )[0]
+        )
+
+    expected = jax.jit(jax.grad(written_out))(params)
+    found = jax.jit(jax.grad(ours))(params)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        scale = np.abs(other).max()
+        assert scale > 0
+        np.testing.assert_allclose(one, 3 * np.asarray(other), atol=1e-4 * scale)
 
 
 def test_at_temperature_0_every_kl_is_the_nats_of_the_teachers_likeliest_token(params, teacher):

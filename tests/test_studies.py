@@ -31,6 +31,7 @@ from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, mean
 from jspec.studies.temperature import PER_SECOND, SPEEDUP, UNTAUGHT
 from jspec.verify import coupled, one_sample, without_replacement
+from jspec.zoo import lessons
 
 DRAWS = 20_000
 STUDY = (
@@ -211,6 +212,8 @@ def test_all_drafts_are_taught_alike_but_for_seed_and_temperature():
 def study(models, monkeypatch, tmp_path, capsys):
     """Runs a small one; its exit code, and what it said."""
     monkeypatch.setattr(zoo, "MODELS", models)
+    for name in ("training_documents", "held_out_documents", "out_of_domain_documents"):
+        monkeypatch.setattr(lessons, name, lambda: [tiny_zoo.TEXT * 3] * 4)
 
     def run(*changes: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -242,6 +245,10 @@ def test_the_study_fills_every_cell_once_and_goes_on_where_it_stopped(study, tmp
         for draft in (UNTAUGHT, "1"):
             for name in methods(4):
                 assert 1 <= records.mean(draft, HOME, served, decoded(name)).value <= 5
+    # Every seed has prompts and answers of its own.
+    told = [(folder / "1" / str(n) / "answers" / "part-00000.jsonl").read_text() for n in (0, 1)]
+    prompts = [sorted(json.loads(line)["prompt"] for line in text.splitlines()) for text in told]
+    assert prompts[0] != prompts[1]
     # A draft that is sampled at what it is served at is not sampled otherwise.
     for measure in (OVERLAP, *map(at_node, NODE_RULES)):
         for draft in (UNTAUGHT, "1"):

@@ -14,7 +14,6 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.models.protocol import Params
 from jspec.ragged import prompts as ragged
 from jspec.sampling import sampling
-from jspec.shapes import read_tree
 from jspec.studies import node
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record
@@ -60,9 +59,14 @@ class Gauge:
     the same for all drafts."""
 
     def __init__(
-        self, recipe: TemperatureStudy, course: Course, domains: Mapping[str, Texts]
+        self,
+        recipe: TemperatureStudy,
+        course: Course,
+        tree: Tree,
+        domains: Mapping[str, Texts],
     ) -> None:
-        self._recipe, self._target, self._draft = recipe, course.target, course.student.model
+        self._recipe, self._tree = recipe, tree
+        self._target, self._draft = course.target, course.student.model
         context = course.target.model.config.context
         self._keys = jax.random.split(jax.random.key(SEED), recipe.prompts)
         self._prompts, self._scripts = {}, {}
@@ -101,8 +105,7 @@ class Gauge:
     ) -> Iterator[tuple[str, float | None, float]]:
         for measure, value in self._at_node(params, domain, served, served or 1.0):
             yield measure, None, value
-        tree = read_tree(self._recipe.tree, self._target.model.config.context)
-        yield PER_ROUND, None, self._per_round(params, domain, served, coupled, tree)
+        yield PER_ROUND, None, self._per_round(params, domain, served, coupled, self._tree)
 
     def _compared(self, params: Params, served: float) -> Iterator[tuple[str, float | None, float]]:
         for name, (rule, tree) in methods(self._recipe.width).items():

@@ -18,6 +18,7 @@ from jspec.shapes import read_tree
 from jspec.studies.gauge import AWAY, HOME, SEED, Gauge, windows
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, kept_in
+from jspec.tree import Tree
 
 UNTAUGHT = "untaught"
 PER_SECOND, SPEEDUP = "tokens a second", "over plain"
@@ -41,10 +42,11 @@ def temperature(
     Args:
       course: how drafts are taught; elsewhere: texts of another domain.
     """
+    tree = read_tree(recipe.tree, course.target.model.config.context)
     record = recipe.record()
     claim(recipe.folder / "study.json", record, fixed=record, what="study")
     note("the target writes what is measured on")
-    gauge = Gauge(recipe, course, {HOME: held_out, AWAY: elsewhere})
+    gauge = Gauge(recipe, course, tree, {HOME: held_out, AWAY: elsewhere})
     place = recipe.folder / "records"
 
     def measured(draft: str, seed: int, params: Params) -> list[Record]:
@@ -62,18 +64,22 @@ def temperature(
             return None
         records += measured(taught, seed, done.params)
         timed.setdefault(taught, done.params)
-    return Records([*records, *_timings(recipe, course, held_out, timed)])
+    return Records([*records, *_timings(recipe, course, tree, held_out, timed)])
 
 
 def _timings(
-    recipe: TemperatureStudy, course: Course, texts: Texts, timed: Mapping[str, Params]
+    recipe: TemperatureStudy,
+    course: Course,
+    tree: Tree,
+    texts: Texts,
+    timed: Mapping[str, Params],
 ) -> Iterator[Record]:
     """One draft of each kind beside plain decoding, a prompt at a time."""
     target = course.target
     context = target.model.config.context
     rows = windows(texts, recipe.timed, recipe, context=context)
     work = workload(rows, batch=1, tokens=recipe.tokens, context=context, seed=SEED)
-    drafter = SmallModelDrafter(course.student.model, read_tree(recipe.tree, context))
+    drafter = SmallModelDrafter(course.student.model, tree)
     untaught = Method(UNTAUGHT, drafter, timed[UNTAUGHT])
     speculative = Program(untaught, target.model, target.params, work)
     programs = [
