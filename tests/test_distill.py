@@ -150,6 +150,7 @@ def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, c
     capsys.readouterr()
     assert main(("distill", str(config))) == 0
     assert "checkpoint 6 cannot be read" in capsys.readouterr().err
+    assert [line["step"] for line in log(config)] == [3, 6, 6]  # and not from the beginning
     folder = config.parent / "runs" / "run" / "model"
     for mine, theirs in zip(weights(folder), weights(whole["folder"]), strict=True):
         np.testing.assert_array_equal(mine, theirs)

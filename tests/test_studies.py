@@ -37,7 +37,7 @@ DRAWS = 20_000
 STUDY = (
     "taught=0 1 0.5,1.5",
     "served=0 1 1.5",
-    "drawn=0.5 1",
+    "drawn=1 1.5",
     "seeds=2",
     "prompts=2",
     "prompt=4",
@@ -108,8 +108,8 @@ def models(tmp_path_factory) -> Path:
     return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperature):
+@pytest.mark.parametrize(("temperature", "drawn"), [(0.0, 1.0), (0.7, 0.7), (0.7, 1.3)])
+def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperature, drawn):
     target, draft = load(models / "target"), load(models / "wide")
     texts = np.random.default_rng(0).integers(1, tiny_zoo.VOCABULARY, (2, 7)).astype(np.int32)
     told = node.script(target.params, texts, model=target.model, prompt=3, temperature=temperature)
@@ -118,7 +118,7 @@ def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperat
         draft.params,
         told,
         jax.random.split(jax.random.key(0), 2),
-        temperature or 1.0,
+        drawn,
         target=target.model,
         draft=draft.model,
         rules=(coupled,),
@@ -128,7 +128,7 @@ def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperat
     for text in texts:
         for place in range(3, 7):  # of the tokens that were written
             found = []
-            for one in (target, draft):
+            for one, hot in ((target, temperature), (draft, drawn)):
                 before = jnp.asarray(text[None, :place])
                 mask = jnp.tril(jnp.ones((place, place), bool))
                 hidden = one.model.forward(
@@ -136,7 +136,7 @@ def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperat
                 ).hidden[:, -1]
                 logits = np.asarray(one.model.logits(one.params, hidden))[0]
                 greedy = np.eye(len(logits))[logits.argmax()]
-                found.append(laws(logits / temperature) if temperature else greedy)
+                found.append(laws(logits / hot) if temperature else greedy)
             rows.append(np.minimum(*found).sum())
     assert float(overlap) == pytest.approx(np.mean(rows), abs=1e-5)
 
@@ -252,9 +252,9 @@ def test_the_study_fills_every_cell_once_and_goes_on_where_it_stopped(study, tmp
     # A draft that is sampled at what it is served at is not sampled otherwise.
     for measure in (OVERLAP, *map(at_node, NODE_RULES)):
         for draft in (UNTAUGHT, "1"):
-            assert records.by_seed(draft, HOME, 1.0, measure, 1.0) == records.by_seed(
-                draft, HOME, 1.0, measure
-            )
+            for hot in (1.0, 1.5):
+                as_served = records.by_seed(draft, HOME, hot, measure)
+                assert records.by_seed(draft, HOME, hot, measure, hot) == as_served
     report = (folder / "report.md").read_text()
     figures = sorted(file.name for file in folder.glob("*.png"))
     assert len(figures) == 5 and all(f"]({name})" in report for name in figures)
