@@ -151,6 +151,7 @@ def test_where_the_newest_checkpoint_is_broken_the_one_before_is_taken(capsys, c
     assert main(("distill", str(config))) == 0
     assert "checkpoint 6 cannot be read" in capsys.readouterr().err
     assert [line["step"] for line in log(config)] == [3, 6, 6]  # and not from the beginning
+    assert (checkpoints(config) / "6.broken").is_dir()
     folder = config.parent / "runs" / "run" / "model"
     for mine, theirs in zip(weights(folder), weights(whole["folder"]), strict=True):
         np.testing.assert_array_equal(mine, theirs)
@@ -212,6 +213,13 @@ def test_a_draft_can_begin_afresh(capsys, config, models):
         ("served=warm", "served='warm': write a number from 0 on, a set such as"),
         ("loss_temperature=2..1", "loss_temperature='2..1': write a number"),
         ("losses.forward_kl=0", "losses: all weights are 0"),
+        ("losses.forward_kl=-1", "losses.forward_kl=-1.0: must be 0 or more"),
+        ("losses.beta=1", "losses.beta=1.0: must lie between 0 and 1"),
+        ("chunk=-16", "chunk=-16: must be 0"),
+        ("name=", "name='': it names a folder below output"),
+        ("name=../run", "name='../run': it names a folder below output"),
+        ("answers.tree=bush", "answers.tree: tree='bush'"),
+        ("text.source=zoo:prose", "text.source='zoo:prose': of the zoo it can be zoo:corpus"),
         ("losses.kl=1", "losses.kl is no field: there are losses.forward_kl"),
         ("draft=", "draft='', model=None: give one of the two"),
         ("answers.weight=-1", "answers.weight=-1.0: must be 0 or more"),
@@ -229,6 +237,40 @@ def test_a_draft_can_begin_afresh(capsys, config, models):
 def test_bad_recipes_are_refused(capsys, config, change, said):
     assert said in refused(capsys, config, change)
     assert not (config.parent / "runs").exists() or not list(checkpoints(config).glob("*"))
+
+
+def test_reverse_kl_is_refused_where_it_is_infinite(capsys, config):
+    fields = ("losses.reverse_kl=1", "losses.forward_kl=0")
+    for greedy in ("answers.temperature=0,1", "loss_temperature=0"):
+        assert "it is infinite at temperature 0" in refused(capsys, config, greedy, *fields)
+
+
+def test_what_a_run_does_otherwise_when_it_goes_on_is_said(capsys, config):
+    distil(capsys, config, "steps=1")
+    assert main(("distill", str(config), "steps=1", "losses.total_variation=1")) == 0
+    said = "goes on with losses.total_variation=1.0 where it has 0.0"
+    assert said in capsys.readouterr().err
+
+
+def test_answers_that_are_done_are_kept_when_a_run_is_told_to_stop(capsys, config, monkeypatch):
+    whole = distil(capsys, config, "name=whole", "steps=1")
+    written, seen = run.answers.generate_many, []
+
+    def stopping(*arguments, **more):
+        for one in written(*arguments, **more):
+            yield one
+            seen.append(one)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run.answers, "generate_many", stopping)
+    assert main(("distill", str(config), "steps=1")) == 0
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    part = config.parent / "runs" / "run" / "answers" / "part-00000.jsonl"
+    assert len(part.read_text().splitlines()) == 2
+    again = distil(capsys, config, "steps=1")
+    for mine, theirs in zip(weights(again["folder"]), weights(whole["folder"]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_another_draft_does_not_go_on_with_a_run(capsys, config):
@@ -293,6 +335,12 @@ def test_a_checkpoint_is_exported_while_its_run_goes_on(capsys, config, tmp_path
     assert "step='5': " in capsys.readouterr().err and not (tmp_path / "none").exists()
     assert main(("export", "wide", str(tmp_path / "none"), "--step", "5")) == 2
     assert "wide is no distillation's folder" in capsys.readouterr().err
+    for file in (run / "checkpoints" / "6" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"broken")
+    assert main(("export", str(run), str(tmp_path / "none"))) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "step='newest': checkpoint 6 cannot be read" in said and "there is 2, 4" in said
 
 
 def test_the_zoos_own_corpus_is_a_source(capsys, config, monkeypatch):

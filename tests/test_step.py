@@ -168,8 +168,10 @@ def test_logits_of_a_whole_batch_never_exist_at_once():
 
     added = 2 * (128 - 64) * vocabulary * 4
     assert memory(128) - memory(64) < added / 2
+    # Rows that are read whole have logits in pieces of 128 tokens all the same.
     whole = functools.partial(objective, chunk=0)
     assert memory(128, whole) - memory(64, whole) > added
+    assert memory(256, whole) - memory(128, whole) < added
 
 
 def test_the_layers_matrices_move_along_orthogonal_directions(params):

@@ -171,7 +171,8 @@ def test_a_difference_is_taken_seed_by_seed():
 
 @pytest.mark.parametrize("better", [1, -1])
 def test_what_is_found_is_what_the_numbers_are(better):
-    recipe = TemperatureStudy(taught=("0", "1", "1.5"), served=(0.0, 1.0, 1.5), drawn=(0.5, 1.0))
+    kinds = ("0.0", "1", "1.50") if better == 1 else ("0", "1", "1.5")
+    recipe = TemperatureStudy(taught=kinds, served=(0.0, 1.0, 1.5), drawn=(0.5, 1.0))
     rng = np.random.default_rng(0)
 
     def made():
@@ -201,7 +202,7 @@ def test_all_drafts_are_taught_alike_but_for_seed_and_temperature():
     assert len({(run.answers.temperature, run.seed) for run in runs}) == len(runs)
     alike = [
         dataclasses.replace(
-            run, name="", seed=0, answers=dataclasses.replace(run.answers, temperature="1")
+            run, name="one", seed=0, answers=dataclasses.replace(run.answers, temperature="1")
         )
         for run in runs
     ]
@@ -270,6 +271,10 @@ def test_the_study_fills_every_cell_once_and_goes_on_where_it_stopped(study, tmp
     again = json.loads((folder / "results.json").read_text())["records"]
     assert 0.123 in [one["value"] for one in again]
 
+    file.write_text('{"records": [{"draft": "1"}]}')
+    code, _, err = study("name=s")
+    assert code == 2 and "does not hold a study's records" in err.splitlines()[-1]
+
     code, out, err = study("name=s", "teaching.steps=3")
     assert code == 2 and out == ""
     assert "another study (teaching.steps=3 where it has 2)" in err.splitlines()[-1]
@@ -286,9 +291,14 @@ def test_the_study_fills_every_cell_once_and_goes_on_where_it_stopped(study, tmp
         ("served=warm", "served='warm' must be of type float"),
         ("drawn=0", "drawn=0.0: must be a positive number"),
         ("width=1", "width=1: a node has at least 2 candidates"),
+        ("taught=1 1.0", "names one temperature twice"),
+        ("name=../x", "name='../x': it names a folder below output"),
+        ("width=5000", "width=5000: the target has 320 tokens"),
+        ("teaching.loss_temperature=2", "teaching.loss_temperature: the study sets it"),
+        ("elsewhere.source=zoo:corpus", "elsewhere.source='zoo:corpus': of the zoo"),
         ("prompts=0", "prompts=0: must be at least 1"),
         ("teaching.batc=3", "teaching.batc is no field: there are teaching.name"),
-        ("elsewhere.source=none.jsonl", "text.source='none.jsonl'"),
+        ("elsewhere.source=none.jsonl", "elsewhere.source='none.jsonl'"),
         ("tree=9x9x9x9x9", "tree="),
         ("teaching.length=9999", "length=9999 is longer than the context"),
     ],

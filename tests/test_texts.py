@@ -1,6 +1,7 @@
 """Texts of every kind, and what of them is learned."""
 
 import json
+import re
 
 import datasets
 import numpy as np
@@ -140,7 +141,7 @@ def test_where_a_template_rewrites_earlier_turns_the_last_is_learned(talking):
     [
         ({"a": 1, "b": "x"}, "", "no usable column among a, b: one of messages, conversations"),
         ({"a": 1, "b": "x"}, "c", "text.column='c' is not there: there are a, b"),
-        ({"messages": [{"role": "user"}]}, "", "a turn has role: it needs role and content"),
+        ({"messages": [{"role": "user"}]}, "", "it needs role and content"),
     ],
 )
 def test_columns_that_cannot_be_used_are_named(talking, row, column, said):
@@ -158,7 +159,7 @@ def test_some_texts_are_kept_for_measuring(tokenizer, tmp_path):
     wanted = Text(source=source, held_out=0.34)
     texts, held_out = lessons(wanted, tokenizer, END, cache=tmp_path, note=pytest.fail)
     said = [{tokenizer.decode(text.tokens[:-1]) for text in part} for part in (texts, held_out)]
-    assert len(said[1]) == 3 and not said[0] & said[1]
+    assert len(said[1]) == 2 and not said[0] & said[1]
     assert said[0] | said[1] == {row["text"] for row in ROWS}
 
 
@@ -180,3 +181,43 @@ def test_prompts_are_windows_of_texts_or_what_comes_before_an_answer(tokenizer, 
     assert talking.decode(first) == talking.decode(second) == "<user>left</s><assistant>"
     with pytest.raises(ValueError, match="no prompt leaves as much of the context of 320"):
         prompts(talks, count=1, tokens=319)
+
+
+def test_one_long_text_is_learned_but_for_its_end(tokenizer, tmp_path):
+    (tmp_path / "book.txt").write_text("def add(left, right):\n    return left + right\n" * 20)
+    wanted = Text(source=str(tmp_path / "book.txt"), held_out=0.25)
+    seen, kept = lessons(wanted, tokenizer, 0, cache=tmp_path / "data", note=print)
+    assert len(seen) == len(kept) == 1 and 2 < seen.lengths[0] / kept.lengths[0] < 4
+
+
+def test_files_of_a_folder_are_a_text_each(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"{name}\nof two lines\n")
+    found = read(str(tmp_path), cache=tmp_path / "data")
+    assert sorted(found["text"]) == [f"{name}\nof two lines\n" for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "one"}, {"text": None}], "a row has text=None, where text belongs"),
+        ([{"messages": []}], "a conversation is [], where a list of turns belongs"),
+        ([{"messages": None}, {"messages": [{"role": "user", "content": "hi"}]}], "is None, where"),
+        ([{"messages": [{"role": "user", "content": None}]}], "it needs role and content"),
+        ([{"messages": [{"role": "user", "content": "hi"}]}], "turns of the assistant"),
+        ([{"text": [1, 2]}], "a turn is 1, where role and content belong"),
+    ],
+)
+def test_rows_that_hold_something_else_are_shown(talking, rows, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        tokenize(datasets.Dataset.from_list(rows), talking, 0)
+
+
+def test_a_pair_may_be_pieces_of_a_conversation(talking):
+    asked, answered = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "add"}
+    one = tokenize(datasets.Dataset.from_list([{"messages": [asked, answered]}]), talking, 0)[0]
+    two = tokenize(
+        datasets.Dataset.from_list([{"prompt": [asked], "completion": [answered]}]), talking, 0
+    )[0]
+    assert one[0]["tokens"].tolist() == two[0]["tokens"].tolist()
+    assert one[0]["weight"].tolist() == two[0]["weight"].tolist()

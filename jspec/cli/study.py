@@ -11,7 +11,7 @@ from jspec.cli.overrides import override
 from jspec.cli.placement import placed
 from jspec.cli.recipes import read_recipe
 from jspec.cli.screen import console, emit
-from jspec.cli.verb import DONE, Verb
+from jspec.cli.verb import DONE, FAILED, Verb
 
 
 @dataclass(kw_only=True)
@@ -25,6 +25,7 @@ class Study(Verb):
     teaching.steps=1000 served="0 1"."""
 
     def run(self) -> int:
+        from jspec.distill.preemption import leaving
         from jspec.distill.run import course
         from jspec.sharding import read_mesh
         from jspec.studies.recipe import TemperatureStudy
@@ -46,7 +47,7 @@ class Study(Verb):
         def note(text: str) -> None:
             screen.print(text, soft_wrap=True)
 
-        with placed(mesh):
+        with leaving(note), placed(mesh):
             teaching = replace(recipe.teaching, name=recipe.name, output=recipe.output)
             lesson = read_lesson(teaching, mesh, note)
             target = lesson.target
@@ -57,9 +58,13 @@ class Study(Verb):
                 cache=recipe.folder / "data",
             )
             compiled = course(teaching, target, lesson.student, mesh=mesh)
-            records = temperature(
-                recipe, compiled, lesson.texts, lesson.held_out, away, mesh=mesh, note=note
-            )
+            try:
+                records = temperature(
+                    recipe, compiled, lesson.texts, lesson.held_out, away, mesh=mesh, note=note
+                )
+            except FloatingPointError as error:
+                note(f"{error}: what was measured before is kept")
+                return FAILED
         if records is None:
             note(f"{recipe.name}: stopped, and saved; the same command goes on with it")
             return DONE

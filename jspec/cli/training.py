@@ -37,6 +37,7 @@ class Training(Verb):
     def train(self, kind: type[Kind], work: Work[Kind]) -> int:
         """Reads a recipe of that kind, and follows it."""
         from jspec.cli.overrides import override
+        from jspec.distill.preemption import leaving
         from jspec.sharding import read_mesh
 
         recipe = override(read_recipe(self.config, kind), self.overrides)
@@ -49,7 +50,7 @@ class Training(Verb):
                 screen.print(text, soft_wrap=True)
 
         try:
-            with placed(mesh):
+            with leaving(note), placed(mesh):
                 folder = work(recipe, mesh, note)
         except FloatingPointError as error:
             note(f"{error}: the last good checkpoint is kept")

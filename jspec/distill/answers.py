@@ -80,20 +80,23 @@ def answer(
         )
         wanted = sampling(len(missing), temperature=temperatures[missing].tolist(), stops=stops)
         part: list[Answer] = []
-        for place, text in generate_many(
-            params, draft, rows, keys, wanted,
-            target=target, drafter=drafter, tokens=tokens, batch=batch,
-        ):  # fmt: skip
-            index = missing[place]
-            ids = np.asarray(text.tokens)[0, : int(text.length[0])].tolist()
-            prompt = list(map(int, prompts[index]))
-            found[index] = Answer(index, prompt, ids, float(temperatures[index]))
-            part.append(found[index])
-            show(len(found))
-            if len(part) == PART:
-                _write(folder, part)
-                part = []
-        _write(folder, part)
+        try:
+            for place, text in generate_many(
+                params, draft, rows, keys, wanted,
+                target=target, drafter=drafter, tokens=tokens, batch=batch,
+            ):  # fmt: skip
+                index = missing[place]
+                ids = np.asarray(text.tokens)[0, : int(text.length[0])].tolist()
+                prompt = list(map(int, prompts[index]))
+                found[index] = Answer(index, prompt, ids, float(temperatures[index]))
+                part.append(found[index])
+                show(len(found))
+                if len(part) == PART:
+                    _write(folder, part)
+                    part = []
+        finally:
+            # Those that are done are kept, whatever ends the rest.
+            _write(folder, part)
     return [found[index] for index in range(len(prompts))]
 
 
@@ -104,7 +107,12 @@ def _digest(content: bytes) -> str:
 def _read(folder: Path) -> Iterator[Answer]:
     for file in sorted(folder.glob("part-*.jsonl")):
         for line in file.read_text(encoding="utf-8").splitlines():
-            yield Answer(**json.loads(line))
+            try:
+                yield Answer(**json.loads(line))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{file} does not hold answers ({error}): delete it, and they are made again"
+                ) from error
 
 
 def _write(folder: Path, part: Sequence[Answer]) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints of a run: the newest few and the best, restorable on any mesh."""
 
+import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ class Checkpoints:
         keep: int = 1,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        self._note = note
-        self._set_aside_broken(folder)
+        self._note, self._folder = note, folder
+        self._set_aside_broken()
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             n=1,
@@ -44,12 +45,14 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         policy = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-        self._open = ocp.training.Checkpointer(
+        self._opened = functools.partial(
+            ocp.training.Checkpointer,
             folder,
             preservation_policy=policy,
             custom_metadata=None if provenance is None else json.loads(json.dumps(provenance)),
             cleanup_tmp_directories=True,
         )
+        self._open = self._opened()
 
     def close(self) -> None:
         """Waits until all are on disk."""
@@ -67,16 +70,22 @@ class Checkpoints:
         return _best(self._open)
 
     def restore(self, state: TrainState) -> TrainState:
-        """The newest that can be read, laid out as `state` is; `state` where there is none."""
-        failed = []
+        """The newest that can be read, laid out as `state` is; `state` where there is none.
+
+        Newer ones that cannot be read are set aside, since none could be saved before them.
+        """
+        failed: list[int] = []
         for step in reversed(self.steps):
             try:
-                return self.load(step, state)
+                found = self.load(step, state)
             # Whatever the reader raises for files that are broken.
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 self._note(f"checkpoint {step} cannot be read ({type(error).__name__}: {reason})")
                 failed.append(step)
+            else:
+                self._set_aside(failed)
+                return found
         if failed:
             raise ValueError(
                 f"{self._open.directory} has no checkpoint that can be read: restore one of "
@@ -115,9 +124,19 @@ class Checkpoints:
                 "it are whole; make room, and the same command goes on"
             ) from error
 
-    def _set_aside_broken(self, folder: Path) -> None:
+    def _set_aside(self, steps: Sequence[int]) -> None:
+        if not steps:
+            return
+        self._open.close()
+        for step in steps if jax.process_index() == 0 else ():
+            place = self._folder / str(step)
+            place.rename(place.with_name(f"{step}.broken"))
+        multihost_utils.sync_global_devices("checkpoints are set aside")
+        self._open = self._opened()
+
+    def _set_aside_broken(self) -> None:
         """Renames checkpoints whose description is broken, at which opening all of them fails."""
-        for place in folder.glob("*") if jax.process_index() == 0 else ():
+        for place in self._folder.glob("*") if jax.process_index() == 0 else ():
             described = place / DESCRIPTION
             if not place.name.isdigit() or not described.is_file():
                 continue
@@ -133,9 +152,11 @@ def read(folder: Path, wanted: str, state: TrainState) -> TrainState:
     """One of the checkpoints below `folder`, where a run may be under way: nothing is touched.
 
     Args:
-      wanted: `newest`, `best` or a step. Raises `ValueError` if it is not there.
+      wanted: `newest`, `best` or a step. Raises `ValueError` if it is not there, or not readable.
       state: laid out as what is returned.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there: the run has saved nothing yet")
     with closing(ocp.training.Checkpointer(folder)) as opened:
         steps = sorted(found.step for found in opened.checkpoints)
         if not steps:
@@ -145,7 +166,16 @@ def read(folder: Path, wanted: str, state: TrainState) -> TrainState:
         if step is None:
             there = ", ".join(name for name, found in named.items() if found is not None)
             raise ValueError(f"step={wanted!r}: {folder} has {there}")
-        return opened.load_checkpointables(step, {STATE: state})[STATE]
+        try:
+            return opened.load_checkpointables(step, {STATE: state})[STATE]
+        # Whatever the reader raises for files that are broken.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            others = ", ".join(str(other) for other in steps if other != step) or "no other"
+            raise ValueError(
+                f"step={wanted!r}: checkpoint {step} cannot be read ({type(error).__name__}: "
+                f"{reason}): there is {others}"
+            ) from error
 
 
 def _best(opened: ocp.training.Checkpointer) -> int | None:

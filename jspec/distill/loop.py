@@ -58,7 +58,7 @@ def train(
       note: told what is worth knowing, such as a checkpoint that cannot be read.
     """
     folder = Path(recipe.output).absolute() / recipe.name
-    claim(folder, recipe)
+    claim(folder, recipe, note)
     place, made_by = folder / CHECKPOINTS, provenance(recipe)
     with (
         closing(Checkpoints(place, note, keep=recipe.keep, provenance=made_by)) as checkpoints,
@@ -97,9 +97,15 @@ def train(
     return Run(state.params, int(state.step))
 
 
-def claim(folder: Path, recipe: Recipe) -> None:
-    """Makes a run's folder and notes which recipe it follows; refuses the folder of another run."""
-    disk.claim(folder / RECIPE, asdict(recipe), fixed=recipe.FIXED, what="run")
+def claim(folder: Path, recipe: Recipe, note: Note) -> None:
+    """Makes a run's folder and notes which recipe it follows; refuses the folder of another run.
+
+    Args:
+      note: told of what a run that goes on does otherwise than before.
+    """
+    found = disk.claim(folder / RECIPE, asdict(recipe), fixed=recipe.FIXED, what="run")
+    if found:
+        note(f"{recipe.name} goes on with {', '.join(found)}")
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

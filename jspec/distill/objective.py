@@ -15,6 +15,7 @@ from jspec.models.protocol import Model, Params, row_dtype
 
 Measures = dict[str, Array]
 
+PIECE = 128  # tokens of a row whose logits exist together, if its length allows
 IMPOSSIBLE = -1e9  # a logit whose probability is 0 in float32, and whose product with 0 is 0
 
 
@@ -59,8 +60,8 @@ def distillation(
     """The mean loss of the student's law of the next token against the teacher's.
 
     Both laws are at the batch's temperatures; where that is 0, the teacher's is its likeliest token
-    and the student's at 1. Both read the text in chunks, and their logits are made chunk by chunk,
-    once, and used up for the loss and its gradient: those of a whole batch never exist at once.
+    and the student's at 1. Both read the text in chunks. Logits are made of a piece of every row at
+    a time, once, and used up for the loss and its gradient: those of whole rows never exist.
 
     Args:
       frozen: the teacher's parameters.
@@ -83,12 +84,16 @@ def distillation(
         refused = jax.lax.stop_gradient(total_variation(target, student))
         return jnp.stack([(loss(target, student) * weight).sum(), (refused * weight).sum()])
 
-    ours, theirs = (
-        jnp.stack([hidden for _, hidden in read(weights, batch, model=reader, chunk=chunk)])
-        for weights, reader in ((params, model), (frozen, teacher))
-    )
-    told = [_pieces(x, len(ours)) for x in (batch.weight, batch.temperature)]
-    value, refused = _summed(compare)(params, ours, (theirs, *told)) / jnp.maximum(
+    told = [
+        *(
+            jnp.concatenate([x for _, x in read(weights, batch, model=reader, chunk=chunk)], axis=1)
+            for weights, reader in ((params, model), (frozen, teacher))
+        ),
+        batch.weight,
+        batch.temperature,
+    ]
+    ours, *told = (_pieces(x, chunk or PIECE) for x in told)
+    value, refused = _summed(compare)(params, ours, tuple(told)) / jnp.maximum(
         batch.weight.sum(), 1.0
     )
     return value, {"acceptance": 1 - refused}
@@ -160,9 +165,11 @@ def _summed(
     return total
 
 
-def _pieces(x: Array, count: int) -> Array:
-    """`[B, T]` as `[count, B, T / count]`."""
-    return jnp.moveaxis(x.reshape(len(x), count, -1), 1, 0)
+def _pieces(x: Array, longest: int) -> Array:
+    """`[B, T, ...]` as `[n, B, T / n, ...]`, of the longest pieces up to a length that fill T."""
+    rows, length, *rest = x.shape
+    size = next(size for size in range(min(longest, length), 0, -1) if length % size == 0)
+    return jnp.moveaxis(x.reshape(rows, length // size, size, *rest), 1, 0)
 
 
 def _likeliest(logits: Array) -> Array:

@@ -4,11 +4,35 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 Noticed = Callable[[int], bool]
+
+
+@contextlib.contextmanager
+def leaving(note: Callable[[str], None]) -> Iterator[None]:
+    """Where nothing else listens to it, SIGTERM ends the process with 0, as a run that is told to
+    stop does, once what is under way has kept what is done.
+
+    Args:
+      note: told of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal arrives
+        return
+
+    def leave(*_: Any) -> None:
+        note("stopped; the same command goes on with it")
+        raise SystemExit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, ClassVar
 
 from jspec.config import ModelConfig
@@ -67,6 +68,9 @@ class Recipe:
     FIXED: ClassVar[tuple[str, ...]] = ("optimizer", "accumulate")
 
     def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.chunk < 0:
+            raise ValueError(f"chunk={self.chunk}: must be 0 (all at once) or a number of tokens")
         for field in (
             "length", "batch", "steps", "accumulate", "evaluate_every", "save_every", "keep"
         ):  # fmt: skip
@@ -119,6 +123,13 @@ class Losses:
     hard_cross_entropy: float = 0.0
     coupled_rejection: float = 0.0
     beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"losses.{name}={value}: must be 0 or more")
+        if not 0 < self.beta < 1:
+            raise ValueError(f"losses.beta={self.beta}: must lie between 0 and 1")
 
     def weights(self) -> dict[str, float]:
         """Those that count."""
@@ -246,6 +257,26 @@ class Distillation(Recipe):
         read_served(self.served)
         if self.losses.weights() == {}:
             raise ValueError("losses: all weights are 0: give one loss a weight")
+        if self.losses.reverse_kl and self._greedy():
+            raise ValueError(
+                f"losses.reverse_kl={self.losses.reverse_kl}: it is infinite at temperature 0, "
+                "where the target's law is one token: take another loss, or a higher temperature"
+            )
+
+    def _greedy(self) -> bool:
+        """Whether any text may be learned at temperature 0."""
+        used = [self.loss_temperature] if self.loss_temperature else []
+        if not used:
+            used = [self.answers.temperature] if self.text.weight or self.answers.weight else []
+            used += [self.rollouts.temperature] if self.rollouts.weight else []
+        return any(0.0 in read_temperatures("temperature", one).values for one in used)
+
+
+def check_name(name: str) -> None:
+    """Raises `ValueError` for what names no folder below `output`."""
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"name={name!r}: it names a folder below output, such as my_run")
 
 
 def distillation_of(record: dict[str, Any]) -> Distillation:

@@ -94,8 +94,8 @@ def distill(
     """
     target, student = course.target, course.student
     folder = Path(recipe.output).absolute() / recipe.name
-    guessing = _guessing(recipe.tree, student.model, target.model)
-    claim(folder, recipe)
+    guessing = _guessing("tree", recipe.tree, student.model, target.model)
+    claim(folder, recipe, note)
     tested = pack(_at_temperatures(recipe, held_out), recipe.length, lengths=held_out.lengths)
     measure = both(
         held_out_loss(course.objective, target.params, tested, recipe.batch, mesh),
@@ -147,7 +147,7 @@ def _sources(
         fixed.append((rows, recipe.text.weight))
     written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
     if recipe.answers.weight:
-        guessing = _guessing(recipe.answers.tree, student.model, target.model)
+        guessing = _guessing("answers.tree", recipe.answers.tree, student.model, target.model)
         writer = Writer("target", target.model, target.params, guessing, student.params)
         rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
         fixed.append((rows, recipe.answers.weight))
@@ -261,5 +261,8 @@ def _at_temperatures(recipe: Distillation, texts: Texts) -> Sequence[Document]:
     return texts.at(drawn)
 
 
-def _guessing(tree: str, draft: Model, target: Model) -> Drafter:
-    return SmallModelDrafter(draft, read_tree(tree, target.config.context))
+def _guessing(field: str, tree: str, draft: Model, target: Model) -> Drafter:
+    try:
+        return SmallModelDrafter(draft, read_tree(tree, target.config.context))
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error

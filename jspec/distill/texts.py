@@ -33,11 +33,14 @@ ROWS_AT_A_TIME = 256
 Rows = dict[str, list[Any]]  # of a data set, by column
 
 
-def read(source: str, *, split: str = "train", cache: Path | None = None) -> "Dataset":
+def read(
+    source: str, *, split: str = "train", cache: Path | None = None, name: str = "text"
+) -> "Dataset":
     """A data set: a local JSON, JSON lines, Parquet, text or Arrow file, a folder, or a hub name.
 
     Args:
       cache: where `datasets` keeps what it has read; its own place if None.
+      name: the argument that asks for it.
     """
     import datasets
 
@@ -57,6 +60,11 @@ def read(source: str, *, split: str = "train", cache: Path | None = None) -> "Da
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(str(place))
             return found if isinstance(found, datasets.Dataset) else found[split]
+        books = sorted(map(str, place.rglob("*.txt"))) if place.is_dir() else []
+        if books:
+            return datasets.load_dataset(
+                "text", data_files=books, sample_by="document", split="train", cache_dir=kept
+            )
         return datasets.load_dataset(
             str(place) if place.is_dir() else source, split=split, cache_dir=kept
         )
@@ -64,7 +72,7 @@ def read(source: str, *, split: str = "train", cache: Path | None = None) -> "Da
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"text.source={source!r}, split {split!r}: cannot be read ({type(error).__name__}: "
+            f"{name}.source={source!r}, split {split!r}: cannot be read ({type(error).__name__}: "
             f"{reason[:300]}): give a file ({', '.join(READERS)}, .arrow), a folder, or, with "
             "network, a data set's name on the hub"
         ) from error
@@ -130,7 +138,7 @@ def tokenize(
     pair = None if known else next((pair for pair in PAIRS if set(pair) <= set(names)), None)
     if not (known or pair):
         known = [name for name in TEXTS if name in names]
-    if known and len(table) and isinstance(table[0][known[0]], str):
+    if known and str(getattr(table.features[known[0]], "dtype", "")).endswith("string"):
         encode = functools.partial(_whole, tokenizer=tokenizer, column=known[0], end=end_of_text)
     elif known or pair:
         _check_template(tokenizer)
@@ -149,8 +157,12 @@ def tokenize(
         remove_columns=names,
         load_from_cache_file=False,
     )
+    if not any(told["counts"]):
+        raise ValueError(
+            "text: nothing in it is to be learned: conversations need turns of the assistant"
+        )
     shortened = len(told) - sum(told["whole"])
-    return told.remove_columns("whole").with_format("numpy"), shortened
+    return told.remove_columns(["whole", "counts"]).with_format("numpy"), shortened
 
 
 def _check_template(tokenizer: Any) -> None:
@@ -163,6 +175,9 @@ def _check_template(tokenizer: Any) -> None:
 
 def _whole(rows: Rows, *, tokenizer: Any, column: str, end: int) -> Rows:
     """Texts that count from end to end."""
+    for text in rows[column]:
+        if not isinstance(text, str):
+            raise ValueError(f"text: a row has {column}={text!r}, where text belongs: leave it out")
     encoded = tokenizer(rows[column], add_special_tokens=False, verbose=False)["input_ids"]
     ids = [[*row, end] for row in encoded]
     return _told(ids, [[1.0] * len(row) for row in ids], [True] * len(ids))
@@ -180,14 +195,18 @@ def _told(tokens: Any, weight: Any, whole: Any) -> Rows:
         "length": [len(row) for row in tokens],
         "prompt": [int(np.argmax(row)) if len(row) else 0 for row in weight],
         "whole": list(whole),
+        "counts": [bool(np.any(row)) for row in weight],
     }
 
 
 def _pairs(rows: Rows, *, pair: tuple[str, str]) -> list[list[dict[str, str]]]:
-    """Prompts and answers as conversations; Alpaca's `input` follows its instruction."""
+    """Prompts and answers as conversations, if they are not pieces of one already; Alpaca's `input`
+    follows its instruction."""
     added = rows.get("input", [""] * len(rows[pair[0]]))
     return [
-        [
+        [*asked, *answered]
+        if isinstance(asked, list) and isinstance(answered, list)
+        else [
             {"role": "user", "content": f"{asked}\n\n{more}" if more else asked},
             {"role": "assistant", "content": answered},
         ]
@@ -197,6 +216,8 @@ def _pairs(rows: Rows, *, pair: tuple[str, str]) -> list[list[dict[str, str]]]:
 
 def _converse(talk: list[dict[str, str]], tokenizer: Any) -> tuple[list[int], list[float], bool]:
     """Tokens, how much each counts, and whether all of the assistant's turns do."""
+    if not isinstance(talk, list) or not talk:
+        raise ValueError(f"text: a conversation is {talk!r}, where a list of turns belongs")
     messages = [_message(turn) for turn in talk]
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -225,10 +246,12 @@ def _span(
 
 def _message(turn: dict[str, str]) -> dict[str, str]:
     """A turn as chat templates take it, from either way of writing them."""
+    if not isinstance(turn, dict):
+        raise ValueError(f"text: a turn is {turn!r}, where role and content belong")
     role = turn.get("role", turn.get("from"))
     content = turn.get("content", turn.get("value"))
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(
-            f"text: a turn has {', '.join(turn)}: it needs role and content, or from and value"
+            f"text: a turn is {turn!r}: it needs role and content, or from and value, all text"
         )
     return {"role": ROLES.get(role, role), "content": content}

@@ -72,34 +72,35 @@ def write_text(file: Path, content: str) -> None:
     partial.replace(file)
 
 
-def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> None:
+def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> list[str]:
     """Notes in `file` what the work in its folder hangs on.
 
     Args:
       fixed: the fields in which work that goes on cannot differ; what: a word for the work.
 
-    Raises `ValueError`, naming the fields, if the folder holds work that differs in one of them.
+    Returns:
+      How the record differs from what was noted before, in words. Raises `ValueError`, naming the
+      fields, if the folder holds work that differs in a fixed one.
     """
     ours = json.loads(json.dumps(record))
-    if file.is_file():
-        theirs = read_json(file)
-        now, then = (
-            flatten_dict({name: work.get(name) for name in fixed}, sep=".")
-            for work in (ours, theirs)
+    theirs = read_json(file) if file.is_file() else ours
+    now, then = (flatten_dict(work, sep=".") for work in (ours, theirs))
+    differing = {
+        name: f"{name}={now.get(name)!r} where it has {then.get(name)!r}"
+        for name in {**now, **then}
+        if now.get(name) != then.get(name)
+    }
+    fixed = set(fixed)
+    other = [said for name, said in differing.items() if name.split(".")[0] in fixed]
+    if other:
+        raise ValueError(
+            f"{file.parent} holds another {what} ({', '.join(other)}): take another name, or go on "
+            "with that one"
         )
-        differing = [
-            f"{name}={now.get(name)!r} where it has {then.get(name)!r}"
-            for name in {**now, **then}
-            if now.get(name) != then.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{file.parent} holds another {what} ({', '.join(differing)}): take another name, "
-                "or go on with that one"
-            )
     if jax.process_index() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, ours)
+    return list(differing.values())
 
 
 def _refuse(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jspec.studies.findings import matched
 from jspec.studies.gauge import (
     AWAY,
     HOME,
@@ -162,7 +163,7 @@ def _heat(
                 color="black" if pale else "white",
                 fontsize="small",
             )
-            if kind == f"{served:g}":
+            if kind == matched(recipe, served):
                 axes.add_patch(
                     Rectangle(
                         (column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=2

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jspec.distill.temperatures import Temperatures, read_temperatures
 from jspec.studies.gauge import AWAY, HOME, NODE_RULES, OVERLAP, PER_ROUND, at_node
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Mean, Records
@@ -81,7 +82,8 @@ def findings(recipe: TemperatureStudy, records: Records) -> Findings:
 
 def matched(recipe: TemperatureStudy, served: float) -> str | None:
     """The one of `taught` that is this temperature."""
-    return f"{served:g}" if f"{served:g}" in recipe.taught else None
+    alone = Temperatures((float(served),))
+    return next((t for t in recipe.taught if read_temperatures("taught", t) == alone), None)
 
 
 def _falls(recipe: TemperatureStudy, records: Records) -> Iterator[Fall]:
@@ -92,14 +94,14 @@ def _falls(recipe: TemperatureStudy, records: Records) -> Iterator[Fall]:
                 for served in sorted(recipe.served)
             }
             lowest = min(found, key=found.__getitem__)
-            first, *_, last = found.values()
+            first, last = found[min(found)], found[max(found)]
             yield Fall(draft, rule, first, found[lowest], lowest, last)
 
 
 def _duels(recipe: TemperatureStudy, records: Records) -> Iterator[Duel]:
     """The matched draft against those of T = 1, of T = 0, of ranges and sets, and the untaught."""
     others = [t for t in recipe.taught if "," in t or ".." in t]
-    rivals = list(dict.fromkeys((recipe.reference, "0", *others)))
+    rivals = list(dict.fromkeys((recipe.reference, matched(recipe, 0.0), *others)))
     for domain in (HOME, AWAY):
         for served in recipe.served:
             ours = matched(recipe, served)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jspec.distill.recipe import Answers, Distillation, Text
+from jspec.distill.recipe import Answers, Distillation, Text, check_name
 from jspec.distill.temperatures import read_temperatures
 
 ZOO = Distillation(
-    name="",
+    name="temperature",
     target="zoo:target",
     draft="zoo:wide",
     text=Text(weight=0.0),
@@ -67,8 +67,13 @@ class TemperatureStudy:
     repetitions: int = 3
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name is empty: it names the study's folder")
+        check_name(self.name)
+        for field, given in (
+            ("answers.temperature", self.teaching.answers.temperature != "1"),
+            ("loss_temperature", self.teaching.loss_temperature),
+        ):
+            if given:
+                raise ValueError(f"teaching.{field}: the study sets it: say it in taught")
         for field in ("prompts", "prompt", "tokens", "timed", "repetitions"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
@@ -82,8 +87,8 @@ class TemperatureStudy:
                 raise ValueError(f"{field}={values}: give at least one value, and each once")
         if self.reference not in self.taught:
             raise ValueError(f"reference={self.reference!r} is not in taught={self.taught}")
-        for text in self.taught:
-            read_temperatures("taught", text)
+        if len({read_temperatures("taught", text) for text in self.taught}) < len(self.taught):
+            raise ValueError(f"taught={self.taught} names one temperature twice")
         for temperature in self.served:
             if not 0 <= temperature < math.inf:
                 raise ValueError(f"served={temperature}: must be 0 or a positive number")

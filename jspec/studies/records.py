@@ -90,4 +90,10 @@ def kept_in(file: Path, measure: Callable[[], list[Record]]) -> list[Record]:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"records": [asdict(one) for one in found]})
         return found
-    return [Record(**one) for one in read_json(file)["records"]]
+    try:
+        return [Record(**one) for one in read_json(file)["records"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} does not hold a study's records ({error!r}): delete it, and they are measured "
+            "again"
+        ) from error

@@ -113,13 +113,13 @@ def _setting(recipe: TemperatureStudy, about: dict[str, Any]) -> str:
     return (
         f"Target `{teaching.target}`, draft `{teaching.draft or 'fresh'}`. Every draft is taught "
         f"{teaching.steps:,} steps of {teaching.batch} rows of {teaching.length} tokens "
-        f"({tokens:,} in all) of the target's own answers ({teaching.answers.count} of up to "
-        f"{teaching.answers.tokens} tokens), {recipe.seeds} seeds, each with prompts, answers and "
-        "an order of its own. The temperature of answers and loss is tied, and is the row; both "
-        "models are sampled at the column's. Measured on "
+        f"({tokens:,} in all) that hold {teaching.answers.count} answers of the target, of up to "
+        f"{teaching.answers.tokens} tokens, and their prompts; {recipe.seeds} seeds, each with "
+        "prompts, answers and an order of its own. The temperature of answers and loss is tied, "
+        "and is the row; both models are sampled at the column's. Measured on "
         f"{recipe.prompts} prompts of each domain, {recipe.tokens} new tokens, the same for all; "
-        "± is Student's 95% interval over seeds. Losses carry no factor of T². "
-        f"{about['device']}, {about['cores']} cores, jax {about['jax']}."
+        "± is Student's 95% interval over seeds, and says nothing of other texts. Losses carry no "
+        f"factor of T². {about['device']}, {about['cores']} cores, jax {about['jax']}."
     )
 
 

@@ -43,6 +43,9 @@ def temperature(
       course: how drafts are taught; elsewhere: texts of another domain.
     """
     tree = read_tree(recipe.tree, course.target.model.config.context)
+    vocabulary = course.target.model.config.vocabulary
+    if recipe.width > vocabulary:
+        raise ValueError(f"width={recipe.width}: the target has {vocabulary} tokens")
     record = recipe.record()
     claim(recipe.folder / "study.json", record, fixed=record, what="study")
     note("the target writes what is measured on")
