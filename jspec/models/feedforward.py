@@ -18,15 +18,20 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class GatedFeedForward(nn.Module):
-    """`down(activation(gate(x)) * up(x))`."""
+    """`down(activation(gate(x)) * up(y))`, where `y` is `x` if it is not another.
+
+    Attributes:
+      out: how wide the result is; None for D.
+    """
 
     config: ModelConfig
+    out: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
         c = self.config
         gate = ACTIVATIONS[c.activation](_widen(c, "gate")(x))
-        return _narrow(c)(gate * _widen(c, "up")(x))
+        return _narrow(c, self.out)(gate * _widen(c, "up")(x if y is None else y))
 
 
 class PlainFeedForward(nn.Module):
@@ -44,5 +49,5 @@ def _widen(c: ModelConfig, name: str) -> Linear:
     return Linear(c.feedforward, ("feedforward", "width"), c.feedforward_bias, name=name)
 
 
-def _narrow(c: ModelConfig) -> Linear:
-    return Linear(c.width, ("width", "feedforward"), c.feedforward_bias, name="down")
+def _narrow(c: ModelConfig, out: int | None = None) -> Linear:
+    return Linear(out or c.width, ("width", "feedforward"), c.feedforward_bias, name="down")

@@ -16,7 +16,7 @@ from jspec.config import ModelConfig, Shape
 
 Params = Any
 # With one in context, Flax takes the names that a user's parameters have for those of its axes.
-_without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.AbstractMesh((), ()))
+without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.AbstractMesh((), ()))
 
 
 @struct.dataclass
@@ -85,11 +85,11 @@ class LinenModel:
     config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
-        with _without_mesh():
+        with without_mesh():
             return nn.meta.unbox(self._variables(key))
 
     def axes(self) -> Params:
-        with _without_mesh():
+        with without_mesh():
             return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
 
     def forward(

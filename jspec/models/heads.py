@@ -1,0 +1,141 @@
+"""Heads that read the target's features: one layer that guesses the next token and feature.
+
+The feature at a token is what the target's last norm gives, which its own head reads. A head is
+given that feature and the embedding of the token that follows, both the target's, and the target's
+head makes logits of what it returns.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from jspec import sharding
+from jspec.cache import Block, Cache
+from jspec.config import ModelConfig
+from jspec.models.attention import Attention, Sight
+from jspec.models.feedforward import GatedFeedForward
+from jspec.models.linear import Linear
+from jspec.models.norms import NORMS
+from jspec.models.protocol import Params, without_mesh
+from jspec.models.rope import turns
+from jspec.sharding import constrain
+
+
+class Guess(NamedTuple):
+    """What a head returns: `hidden` `[B, T, D]`, of which the target's head makes logits, the next
+    `features` `[B, T, D]`, and the `block` that it filled."""
+
+    hidden: Array
+    features: Array
+    block: Block
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head as pure functions of its parameters; hashable, as a model is."""
+
+    module: nn.Module
+    config: ModelConfig
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters."""
+        with without_mesh():
+            return nn.meta.unbox(self._variables(key))
+
+    def axes(self) -> Params:
+        """The names of the axes of every parameter."""
+        with without_mesh():
+            return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
+
+    def forward(
+        self,
+        params: Params,
+        embedded: Array,
+        features: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None = None,
+        block: Block | None = None,
+        start: int = 0,
+    ) -> Guess:
+        """Runs new rows, as `Model.forward` does, over a cache that it does not write.
+
+        Args:
+          embedded: `[B, T, D]` the target's embeddings of tokens.
+          features: `[B, T, D]` those at the tokens before them: the target's, or guesses.
+          positions: `[B, T]`, of the tokens before.
+        """
+        return self.module.apply(
+            {"params": params}, embedded, features, positions, mask, cache, block, start
+        )
+
+    def _variables(self, key: Array) -> Params:
+        one = jnp.zeros((1, 1, self.config.width))
+        place, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        return self.module.init(key, one, one, place, mask)["params"]
+
+
+def eagle(config: ModelConfig) -> Head:
+    """EAGLE's head (arXiv 2401.15077): the two inputs are fused, and one layer reads them."""
+    return Head(FeatureLayer(config), config)
+
+
+def fspad(config: ModelConfig) -> Head:
+    """FSPAD's (arXiv 2408.15562): feature sampling and partial alignment."""
+    return Head(FeatureLayer(config, sampling=True, partial=True), config)
+
+
+def sampling_alone(config: ModelConfig) -> Head:
+    """FSPAD's ablation without partial alignment."""
+    return Head(FeatureLayer(config, sampling=True), config)
+
+
+def alignment_alone(config: ModelConfig) -> Head:
+    """FSPAD's ablation without feature sampling."""
+    return Head(FeatureLayer(config, partial=True), config)
+
+
+class FeatureLayer(nn.Module):
+    """A Transformer layer that begins with no norm, over an embedding fused with a feature.
+
+    Attributes:
+      config: of a Llama of one layer; its vocabulary and context are the target's.
+      sampling: whether the embedding alone chooses, by gates in the feed-forward's width, what else
+        of the fused state goes in (FSPAD's feature sampling).
+      partial: whether the output is doubled, so that its first half serves the target's head and
+        only the second is held to the target's features (FSPAD's partial alignment).
+    """
+
+    config: ModelConfig
+    sampling: bool = False
+    partial: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        embedded: Array,
+        features: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None = None,
+        block: Block | None = None,
+        start: int = 0,
+    ) -> Guess:
+        c = self.config
+        both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
+        x = Linear(c.width, ("width", None), use_bias=True, name="fuse")(both)
+        if self.sampling:
+            state = NORMS[c.norm](c.epsilon, name="sampling_norm")(x)
+            x = x + GatedFeedForward(c, name="sampling")(embedded, state)
+        sight = Sight(turns(positions, c.channels, c.rope_theta, c.rope_scaling), mask)
+        y, (key, value) = Attention(c, 0, name="attention")(x, sight, cache, block, start)
+        x = constrain(x + y, "batch", None, None)
+        inner = NORMS[c.norm](c.epsilon, name="feedforward_norm")(x)
+        out = 2 * c.width if self.partial else c.width
+        y = GatedFeedForward(c, out, name="feedforward")(inner)
+        hidden, following = jnp.split(y, 2, axis=-1) if self.partial else (y, y)
+        return Guess(x + hidden, x + following, Block((key,), (value,)))
