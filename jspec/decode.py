@@ -10,7 +10,7 @@ from jax import Array
 from jspec.cache import Block, Cache, commit
 from jspec.candidates import Rule, Verdict
 from jspec.draft.protocol import Drafter, DrafterState, Text
-from jspec.models.prefill import prefill
+from jspec.models.prefill import prefill, prefill_with_features
 from jspec.models.protocol import Model, Params
 from jspec.penalties import Ahead, History, recall, remember
 from jspec.ragged import CHUNK, Prompts
@@ -159,11 +159,21 @@ def begin(
             f"the target's context of {target.config.context}"
         )
     rule.admit(tree, drafter.draws)
-    state = _commit_prompts(
-        params, prompts, target=target, tokens=tokens, path_length=tree.path_length
+    state, features = _commit_prompts(
+        params,
+        prompts,
+        target=target,
+        tokens=tokens,
+        path_length=tree.path_length,
+        features=drafter.reads,
     )
     memory = drafter.start(
-        draft, prompts.tokens, prompts.length, capacity=state.tokens.shape[1], chunk=CHUNK
+        draft,
+        prompts.tokens,
+        prompts.length,
+        features,
+        capacity=state.tokens.shape[1],
+        chunk=CHUNK,
     )
     return state.replace(drafter=memory)
 
@@ -171,7 +181,7 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
-    return _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)
+    return _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)[0]
 
 
 def extend(
@@ -215,7 +225,7 @@ def speculate(
     state, count = _emit(state, candidates.tokens, output.block, verdict, sampling.stops)
     guesses = jnp.where(running, candidates.valid[:, 1:].sum(axis=-1), 0)
     return state.replace(
-        drafter=drafter.commit(memory, verdict.path, count), drafted=state.drafted + guesses
+        drafter=drafter.commit(memory, verdict.path, count, output), drafted=state.drafted + guesses
     )
 
 
@@ -242,8 +252,15 @@ def written(state: State, prompts: Prompts, tokens: int) -> Generation:
 
 
 def _commit_prompts(
-    params: Params, prompts: Prompts, *, target: Model, tokens: int, path_length: int
-) -> State:
+    params: Params,
+    prompts: Prompts,
+    *,
+    target: Model,
+    tokens: int,
+    path_length: int,
+    features: bool = False,
+) -> tuple[State, Array | None]:
+    """The state, and the target's features if they are asked for."""
     if not 1 <= tokens <= target.config.context:
         raise ValueError(
             f"tokens={tokens}: must lie in 1..{target.config.context}, the target's context; give "
@@ -253,17 +270,16 @@ def _commit_prompts(
         raise ValueError("params hold no array: give the target's parameters")
     batch, width = prompts.tokens.shape
     capacity = width + tokens + path_length
-    cache = prefill(
-        params,
-        prompts.tokens,
-        prompts.length - 1,
-        model=target,
-        capacity=capacity,
-        chunk=CHUNK,
+    sizes = {"model": target, "capacity": capacity, "chunk": CHUNK}
+    committed = params, prompts.tokens, prompts.length - 1
+    cache, seen = (
+        prefill_with_features(*committed, **sizes)
+        if features
+        else (prefill(*committed, **sizes), None)
     )
     none = jnp.zeros((batch,), jnp.int32)
     length = jnp.asarray(prompts.length)
-    return State(
+    state = State(
         tokens=jnp.pad(prompts.tokens, ((0, 0), (0, capacity - width))),
         length=length,
         history=recall(prompts.tokens, length, length, vocabulary=target.config.vocabulary),
@@ -276,6 +292,7 @@ def _commit_prompts(
         kept=jnp.zeros((batch, path_length), jnp.int32),
         drafted=none,
     )
+    return state, seen
 
 
 def _emit(

@@ -141,7 +141,7 @@ def test_children_are_the_drafts_best_tokens_under_the_noise_of_their_position(
 
     @jax.jit
     def first_round(params, tokens, length, dice, how):
-        memory = drafter.start(params, tokens, length, capacity=72, chunk=64)
+        memory = drafter.start(params, tokens, length, None, capacity=72, chunk=64)
         padded = jnp.pad(tokens, ((0, 0), (0, 8)))
         text = Text(padded, length, recall(padded, length, length, vocabulary=61))
         return drafter.propose(params, memory, text, dice, how, rule=coupled)[0]

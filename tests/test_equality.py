@@ -10,6 +10,7 @@ from jspec import Generation
 from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
+    "head",
     "chain",
     "k-ary",
     "fork",

@@ -1,5 +1,6 @@
 """What texts are compared with: a mixed batch, drafters of every kind, and where two texts part."""
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -27,6 +28,8 @@ from jspec import (
     sampling,
     transformer,
 )
+from jspec.draft.feature_head import FeatureDrafter, HeadParams
+from jspec.models.heads import fspad
 from jspec.models.protocol import Params
 from jspec.penalties import recall
 from jspec.sampling import noise, warp
@@ -96,9 +99,17 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
             SmallModelDrafter(other, Tree.fork(3, 2)), jax.jit(other.init)(jax.random.key(13))
         ),
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
+        "head": _head(target, params, Tree.branching((2, 2, 1))),
         "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
         "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }
+
+
+def _head(target: Model, params: Params, tree: Tree) -> Candidate:
+    """A head that is fresh but for passing features on, so that it guesses right at times."""
+    head = fspad(dataclasses.replace(target.config, layers=1))
+    own = jax.jit(head.init)(jax.random.key(14))
+    return Candidate(FeatureDrafter(head, target, tree), HeadParams(own, params))
 
 
 def mixed_batch(seed: int = 21) -> Batch:

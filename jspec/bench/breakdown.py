@@ -24,7 +24,8 @@ from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache
 from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
-from jspec.draft.small_model import SmallModelDrafter, passes
+from jspec.draft.growing import levels
+from jspec.draft.small_model import SmallModelDrafter
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
@@ -155,10 +156,10 @@ def _draft_passes(
     draft: Params, cache: Cache, block: Block, token: Array, *, model: Model, tree: Tree
 ) -> Array:
     """The draft's passes over the levels of a tree: `[B]` from the last one's logits."""
-    for new, start, mask in passes(tree):
-        nodes = jnp.broadcast_to(token[:, None], (len(token), len(new)))
-        seen = jnp.pad(jnp.asarray(mask), ((0, 0), (1, 0)))
-        token, block = _pass(draft, nodes, seen, cache, block, start, model=model)
+    for level in levels(tree):
+        nodes = jnp.broadcast_to(token[:, None], (len(token), len(level.new)))
+        seen = jnp.pad(jnp.asarray(level.mask), ((0, 0), (1, 0)))
+        token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
     return token
 
 

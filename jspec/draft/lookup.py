@@ -8,7 +8,7 @@ from jax import Array
 
 from jspec.candidates import Candidates, Dice, Rule
 from jspec.draft.protocol import Text
-from jspec.models.protocol import Params
+from jspec.models.protocol import Output, Params
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 
@@ -29,6 +29,7 @@ class LookupDrafter:
     longest: int = 4
     shortest: int = 1
     draws: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
@@ -43,7 +44,14 @@ class LookupDrafter:
             )
 
     def start(
-        self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
+        self,
+        params: Params,
+        tokens: Array,
+        length: Array,
+        features: None,
+        *,
+        capacity: int,
+        chunk: int,
     ) -> tuple[()]:
         return ()
 
@@ -81,7 +89,7 @@ class LookupDrafter:
         )
         return candidates, state
 
-    def commit(self, state: tuple[()], path: Array, count: Array) -> tuple[()]:
+    def commit(self, state: tuple[()], path: Array, count: Array, output: Output) -> tuple[()]:
         return state
 
     def _matched(self, tokens: Array, length: Array) -> Array:

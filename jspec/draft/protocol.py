@@ -6,7 +6,7 @@ from flax import struct
 from jax import Array
 
 from jspec.candidates import Candidates, Dice, Rule
-from jspec.models.protocol import Params
+from jspec.models.protocol import Output, Params
 from jspec.penalties import History
 from jspec.sampling import Sampling
 from jspec.tree import Tree
@@ -33,13 +33,25 @@ class Drafter(Protocol):
     tree: Tree
     draws: bool
     """Whether its candidates are the rule's draws, and all of them, or a choice of its own."""
+    reads: bool
+    """Whether it reads the target's features."""
 
     def start(
-        self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
+        self,
+        params: Params,
+        tokens: Array,
+        length: Array,
+        features: Array | None,
+        *,
+        capacity: int,
+        chunk: int,
     ) -> DrafterState:
         """The state after the first `length` `[B]` of the prompts `tokens` `[B, P]`.
 
         The last of these is the root. `capacity` and `chunk` are `prefill`'s.
+
+        Args:
+          features: `[B, P, D]` the target's at the tokens before the root, for drafters that read.
         """
 
     def propose(
@@ -54,5 +66,11 @@ class Drafter(Protocol):
     ) -> tuple[Candidates, DrafterState]:
         """Guesses what follows the root, with the dice that the rule rolled."""
 
-    def commit(self, state: DrafterState, path: Array, count: Array) -> DrafterState:
-        """The state once the first `count` `[B]` nodes of `path` `[B, A]` are kept."""
+    def commit(
+        self, state: DrafterState, path: Array, count: Array, output: Output
+    ) -> DrafterState:
+        """The state once the first `count` `[B]` nodes of `path` `[B, A]` are kept.
+
+        Args:
+          output: the target's pass over all nodes.
+        """

@@ -1,6 +1,5 @@
 """A small language model that grows a static tree with the dice of the rule."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,11 +11,12 @@ from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_block
 from jspec.candidates import Candidates, Dice, Rule
+from jspec.draft.growing import Level, grow
 from jspec.draft.protocol import Text
 from jspec.models.prefill import prefill
-from jspec.models.protocol import Model, Params
-from jspec.penalties import Ahead, History
-from jspec.sampling import Sampling, warp
+from jspec.models.protocol import Model, Output, Params
+from jspec.penalties import History
+from jspec.sampling import Sampling
 from jspec.tree import Tree
 
 
@@ -43,9 +43,17 @@ class SmallModelDrafter:
     model: Model
     tree: Tree
     draws: ClassVar[bool] = True
+    reads: ClassVar[bool] = False
 
     def start(
-        self, params: Params, tokens: Array, length: Array, *, capacity: int, chunk: int
+        self,
+        params: Params,
+        tokens: Array,
+        length: Array,
+        features: None,
+        *,
+        capacity: int,
+        chunk: int,
     ) -> SmallModelState:
         cache = prefill(
             params, tokens, length - 1, model=self.model, capacity=capacity, chunk=chunk
@@ -64,39 +72,26 @@ class SmallModelDrafter:
         *,
         rule: Rule,
     ) -> tuple[Candidates, SmallModelState]:
-        tree, batch = self.tree, len(text.length)
-        late, root = _last_two(text)
-        block = self._catch_up(params, state, late, text.length - 2)
-        guesses, valid, weighed = root[:, None], jnp.ones((batch, 1), bool), []
-        for depth, (new, start, mask) in enumerate(passes(tree)):
+        def run(level: Level, tokens: Array, block: Block) -> tuple[Array, Block]:
             output = self.model.forward(
                 params,
-                guesses[:, new],
-                jnp.broadcast_to((text.length - 1 + depth)[:, None], (batch, len(new))),
-                _with_late(state.late, mask),
+                tokens,
+                jnp.broadcast_to((text.length - 1 + level.depth)[:, None], tokens.shape),
+                _with_late(state.late, level.mask),
                 state.cache,
                 block,
-                start=start,
+                start=1 + level.start,
             )
-            block = output.block
             logits = self.model.logits(params, output.hidden)
-            ahead = Ahead(guesses[:, 1:], jnp.asarray(tree.mask[new, 1 : guesses.shape[1]]))
-            logits = warp(_widen(logits, text.history), sampling, text.history, ahead)
-            tokens, there = rule.draw(dice, logits, tree=tree, depth=depth, nodes=new)
-            below = tree.level(depth + 1)
-            place = np.searchsorted(new, tree.parents[below]), tree.ranks[below]
-            guesses = jnp.concatenate([guesses, tokens[:, *place]], axis=1)
-            valid = jnp.concatenate([valid, there[:, *place]], axis=1)
-            weighed.append(logits)
-        candidates = Candidates(
-            tokens=guesses,
-            parent=jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape),
-            valid=valid,
-            logits=jnp.concatenate(weighed, axis=1) if rule.WEIGHS else None,
-        )
+            return _widen(logits, text.history), output.block
+
+        block = self._catch_up(params, state, _before_root(text), text.length - 2)
+        candidates, block = grow(block, text, dice, sampling, tree=self.tree, rule=rule, run=run)
         return candidates, state.replace(block=block)
 
-    def commit(self, state: SmallModelState, path: Array, count: Array) -> SmallModelState:
+    def commit(
+        self, state: SmallModelState, path: Array, count: Array, output: Output
+    ) -> SmallModelState:
         inner = self.tree.inner
         last = jnp.take_along_axis(path, jnp.maximum(count, 1)[:, None] - 1, axis=1)[:, 0]
         leaf = ~jnp.asarray(inner)[last]
@@ -129,17 +124,6 @@ class SmallModelDrafter:
         return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)
 
 
-def passes(tree: Tree) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-    """What a draft runs at each level: the inner nodes `[T]`, their first row, and `[T, N]` which
-    of the inner nodes so far each of them sees."""
-    run = np.array([], int)
-    for depth in range(tree.depth):
-        level = tree.level(depth)
-        new = level.start + np.flatnonzero(tree.inner[level])
-        start, run = 1 + len(run), np.append(run, new)
-        yield new, start, tree.mask[np.ix_(new, run)]
-
-
 def _with_late(late: Array, mask: np.ndarray) -> Array:
     """`[T, N]` and `[B]` -> `[B, T, 1 + N]`: the late token's row, seen where there is one."""
     first = jnp.broadcast_to(late[:, None, None], (len(late), len(mask), 1))
@@ -147,10 +131,9 @@ def _with_late(late: Array, mask: np.ndarray) -> Array:
     return jnp.concatenate([first, rest], axis=-1)
 
 
-def _last_two(text: Text) -> tuple[Array, Array]:
-    """`[B]` the token before the root, and the root."""
-    rows = jnp.arange(len(text.length))
-    return text.tokens[rows, text.length - 2], text.tokens[rows, text.length - 1]
+def _before_root(text: Text) -> Array:
+    """`[B]` the token before the root."""
+    return text.tokens[jnp.arange(len(text.length)), text.length - 2]
 
 
 def _widen(logits: Array, history: History) -> Array:

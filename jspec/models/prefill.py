@@ -1,11 +1,16 @@
 """Committing prompts, chunk by chunk."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.cache import Cache, commit, empty_cache
-from jspec.models.protocol import Model, Params, row_dtype
+from jspec.cache import Block, Cache, commit, empty_cache
+from jspec.models.protocol import Model, Params, one_token, row_dtype
+
+Kept = TypeVar("Kept")
 
 
 def prefill(
@@ -17,25 +22,74 @@ def prefill(
       tokens: `[B, P]`, P a multiple of `chunk`; ragged rows are filled up on the right.
       length: `[B]` tokens to commit. Chunks that lie behind the longest are not computed.
     """
+
+    def run(first: Array, cache: Cache, kept: tuple[()]) -> tuple[Block, tuple[()]]:
+        return _piece(params, tokens, first, cache, model=model, chunk=chunk)[0], kept
+
+    cache = _room(params, tokens, model=model, capacity=capacity, chunk=chunk)
+    return fill(cache, (), length, chunk=chunk, run=run)[0]
+
+
+def prefill_with_features(
+    params: Params, tokens: Array, length: Array, *, model: Model, capacity: int, chunk: int
+) -> tuple[Cache, Array]:
+    """The same, and the features `[B, P, D]` at the tokens that are committed."""
+
+    def run(first: Array, cache: Cache, kept: Array) -> tuple[Block, Array]:
+        block, hidden = _piece(params, tokens, first, cache, model=model, chunk=chunk)
+        return block, jax.lax.dynamic_update_slice_in_dim(kept, hidden, first, axis=1)
+
+    cache = _room(params, tokens, model=model, capacity=capacity, chunk=chunk)
+    one = jax.eval_shape(model.forward, params, *one_token()).hidden
+    features = jnp.zeros((*tokens.shape, one.shape[-1]), one.dtype)
+    return fill(cache, features, length, chunk=chunk, run=run)
+
+
+def fill(
+    cache: Cache,
+    kept: Kept,
+    length: Array,
+    *,
+    chunk: int,
+    run: Callable[[Array, Cache, Kept], tuple[Block, Kept]],
+) -> tuple[Cache, Kept]:
+    """Commits the first `length` `[B]` rows that `run` makes, `chunk` of them at a time.
+
+    Args:
+      run: given the first row of a chunk, the cache and what was kept of earlier chunks, returns
+        the chunk's rows and what is kept now.
+    """
+    path = jnp.broadcast_to(jnp.arange(chunk), (len(length), chunk))
+
+    def unfinished(carry: tuple[Array, Cache, Kept]) -> Array:
+        return carry[0] < length.max()
+
+    def advance(carry: tuple[Array, Cache, Kept]) -> tuple[Array, Cache, Kept]:
+        first, cache, kept = carry
+        block, kept = run(first, cache, kept)
+        count = jnp.clip(length - first, 0, chunk)
+        return first + chunk, commit(cache, block, path, count), kept
+
+    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), cache, kept))[1:]
+
+
+def _room(params: Params, tokens: Array, *, model: Model, capacity: int, chunk: int) -> Cache:
+    """An empty cache for these prompts."""
     batch, prompt = tokens.shape
     if prompt % chunk:
         raise ValueError(f"tokens of {prompt} columns: not a multiple of chunk={chunk}")
     if capacity < prompt:
         raise ValueError(f"capacity={capacity} is less than the {prompt} columns of the prompts")
-    cache = empty_cache(model.config, batch, capacity, row_dtype(params, model=model))
-    path = jnp.broadcast_to(jnp.arange(chunk), (batch, chunk))
+    return empty_cache(model.config, batch, capacity, row_dtype(params, model=model))
+
+
+def _piece(
+    params: Params, tokens: Array, first: Array, cache: Cache, *, model: Model, chunk: int
+) -> tuple[Block, Array]:
+    """The rows and the features of a chunk."""
+    piece = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
+    positions = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
-
-    def unfinished(carry: tuple[Array, Cache]) -> Array:
-        return carry[0] < length.max()
-
-    def advance(carry: tuple[Array, Cache]) -> tuple[Array, Cache]:
-        first, cache = carry
-        piece = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
-        output = model.forward(params, piece, first + path, causal, cache)
-        # Written once the last layer has read it, the cache is written in place and not copied.
-        block, _ = jax.lax.optimization_barrier((output.block, output.hidden))
-        count = jnp.clip(length - first, 0, chunk)
-        return first + chunk, commit(cache, block, path, count)
-
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), cache))[1]
+    output = model.forward(params, piece, positions, causal, cache)
+    # Written once the last layer has read it, the cache is written in place and not copied.
+    return jax.lax.optimization_barrier((output.block, output.hidden))

@@ -66,6 +66,13 @@ class Model(Protocol):
         """`[..., D]` -> `[..., V]` float32."""
 
 
+class EmbeddingModel(Model, Protocol):
+    """A model that heads can be taught for: one that shows its embedding."""
+
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """The rows of the embedding, as they are: `[B, T]` -> `[B, T, D]`."""
+
+
 def one_token() -> tuple[Array, Array, Array]:
     """Tokens, positions and mask of the least forward pass, `[1, 1]` each."""
     one = jnp.zeros((1, 1), jnp.int32)
@@ -106,6 +113,10 @@ class LinenModel:
 
     def logits(self, params: Params, hidden: Array) -> Array:
         return self.module.apply({"params": params}, hidden, method="logits")
+
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """`EmbeddingModel.embed`, of a module that has a method `look_up`."""
+        return self.module.apply({"params": params}, tokens, method="look_up")
 
     def _variables(self, key: Array) -> Params:
         return self.module.init(key, method=_call_everything)["params"]

@@ -95,10 +95,14 @@ class Transformer(nn.Module):
             )
         return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
 
+    def look_up(self, tokens: Array) -> Array:
+        """`EmbeddingModel.embed`."""
+        # Rows are looked up whole, and not in pieces that lie across the mesh.
+        return constrain(self.embedding, ANYWHERE, None)[tokens]
+
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads: `[B, T]` twice -> `[B, T, D]`."""
-        # Rows are looked up whole, and not in pieces that lie across the mesh.
-        x = constrain(self.embedding, ANYWHERE, None)[tokens]
+        x = self.look_up(tokens)
         if self.config.scale_embedding:
             # Rounded as the embedding is: Gemma was trained with the root in bfloat16.
             x = x * jnp.asarray(self.config.width**0.5, x.dtype)

@@ -1,0 +1,170 @@
+"""A head that reads the target's features, and grows a static tree with the dice of the rule."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from jspec.cache import Block, Cache, commit, empty_block, empty_cache
+from jspec.candidates import Candidates, Dice, Rule
+from jspec.draft.growing import Level, grow
+from jspec.draft.protocol import Text
+from jspec.models.heads import Guess, Head
+from jspec.models.prefill import fill
+from jspec.models.protocol import EmbeddingModel, Output, Params
+from jspec.sampling import Sampling
+from jspec.tree import Tree
+
+
+class HeadParams(NamedTuple):
+    """What a head guesses with: its own parameters, and the target's, whose embedding and head it
+    uses."""
+
+    head: Params
+    target: Params
+
+
+@struct.dataclass
+class FeatureState:
+    """The head's rows, one for every token but the first: its embedding beside the feature at the
+    token before it.
+
+    Attributes:
+      cache: committed rows, all of them made of the target's own features.
+      waiting: `[B]` how many of the last tokens, the root among them, have no row yet.
+      features: `[B, A, D]` the target's, at the tokens before those.
+    """
+
+    cache: Cache
+    waiting: Array
+    features: Array
+
+
+class _Carry(NamedTuple):
+    """Of the inner nodes below the root their rows; of all of them the features `[B, I, D]` that
+    the head guesses."""
+
+    block: Block
+    features: Array
+
+
+@dataclass(frozen=True)
+class FeatureDrafter:
+    """Guesses from the target's feature at the root, and below from features that are guesses."""
+
+    head: Head
+    target: EmbeddingModel
+    tree: Tree
+    draws: ClassVar[bool] = True
+    reads: ClassVar[bool] = True
+
+    def start(
+        self,
+        params: HeadParams,
+        tokens: Array,
+        length: Array,
+        features: Array,
+        *,
+        capacity: int,
+        chunk: int,
+    ) -> FeatureState:
+        batch = len(length)
+        # A row's token stands one place behind its feature.
+        following = jnp.roll(tokens, -1, axis=1)
+        causal = jnp.tril(jnp.ones((chunk, chunk), bool))
+
+        def run(first: Array, cache: Cache, kept: tuple[()]) -> tuple[Block, tuple[()]]:
+            piece, seen = (
+                jax.lax.dynamic_slice_in_dim(x, first, chunk, axis=1) for x in (following, features)
+            )
+            places = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
+            return self._run(params, piece, seen, places, causal, cache).block, kept
+
+        cache = empty_cache(self.head.config, batch, capacity, features.dtype)
+        cache, _ = fill(cache, (), jnp.maximum(length - 2, 0), chunk=chunk, run=run)
+        # A root that is the first token has no feature before it; nothing stands for that.
+        before = features[jnp.arange(batch), jnp.maximum(length - 2, 0)]
+        before = jnp.where((length > 1)[:, None], before, 0)
+        waiting = jnp.zeros((batch, self.tree.path_length, before.shape[-1]), before.dtype)
+        return FeatureState(cache, jnp.ones_like(length), waiting.at[:, 0].set(before))
+
+    def propose(
+        self,
+        params: HeadParams,
+        state: FeatureState,
+        text: Text,
+        dice: Dice,
+        sampling: Sampling,
+        *,
+        rule: Rule,
+    ) -> tuple[Candidates, FeatureState]:
+        batch, inner = len(text.length), int(self.tree.inner.sum())
+        rank = np.cumsum(self.tree.inner) - 1
+        root = self._catch_up(params, state, text)
+        every = jnp.broadcast_to(jnp.arange(self.tree.path_length), state.features.shape[:2])
+        # The first token has no row: there is no feature before it.
+        rows = jnp.where(text.length > 1, state.waiting, 0)
+        state = state.replace(cache=commit(state.cache, root.block, every, rows))
+
+        def last(x: Array) -> Array:
+            return x[jnp.arange(batch), jnp.maximum(state.waiting - 1, 0)][:, None]
+
+        def run(level: Level, tokens: Array, carry: _Carry) -> tuple[Array, _Carry]:
+            if not level.depth:
+                return self.target.logits(params.target, last(root.hidden)), carry
+            guess = self._run(
+                params,
+                tokens,
+                carry.features[:, rank[np.array(self.tree.parents)[level.new]]],
+                jnp.broadcast_to((text.length - 2 + level.depth)[:, None], tokens.shape),
+                jnp.asarray(level.mask[:, 1:]),  # the root's row is committed
+                state.cache,
+                carry.block,
+                start=level.start - 1,
+            )
+            features = carry.features.at[:, rank[level.new]].set(guess.features)
+            logits = self.target.logits(params.target, guess.hidden)
+            return logits, _Carry(guess.block, features)
+
+        features = last(root.features)
+        carry = _Carry(
+            empty_block(self.head.config, batch, max(inner - 1, 1), root.block.k[0].dtype),
+            jnp.pad(features, ((0, 0), (0, inner - 1), (0, 0))),
+        )
+        candidates, _ = grow(carry, text, dice, sampling, tree=self.tree, rule=rule, run=run)
+        return candidates, state
+
+    def commit(
+        self, state: FeatureState, path: Array, count: Array, output: Output
+    ) -> FeatureState:
+        features = jnp.take_along_axis(output.hidden, path[:, :, None], axis=1)
+        return state.replace(waiting=count, features=features.astype(state.features.dtype))
+
+    def _catch_up(self, params: HeadParams, state: FeatureState, text: Text) -> Guess:
+        """The rows of the tokens that wait, in order; behind the last of them there is no more."""
+        length = self.tree.path_length
+        place = (text.length - state.waiting)[:, None] + jnp.arange(length)[None]
+        tokens = jnp.take_along_axis(text.tokens, place, axis=1, mode="clip")
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        positions = jnp.maximum(place - 1, 0)
+        return self._run(params, tokens, state.features, positions, causal, state.cache)
+
+    def _run(
+        self,
+        params: HeadParams,
+        tokens: Array,
+        features: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache,
+        block: Block | None = None,
+        start: int = 0,
+    ) -> Guess:
+        embedded = self.target.embed(params.target, tokens)
+        return self.head.forward(
+            params.head, embedded, features, positions, mask, cache, block, start
+        )
