@@ -33,10 +33,8 @@ class Study(Verb):
         from jspec.studies.temperature import temperature
         from jspec.zoo.lessons import elsewhere
 
-        given, changes = (
-            [w for w in self.words if "=" not in w],
-            [w for w in self.words if "=" in w],
-        )
+        given = [word for word in self.words if "=" not in word]
+        changes = [word for word in self.words if "=" in word]
         if len(given) > 1:
             raise ValueError(f"{' '.join(given)}: give one config, and changes as field=value")
         recipe = read_recipe(Path(given[0]), TemperatureStudy) if given else TemperatureStudy()

@@ -28,11 +28,8 @@ def leaving(note: Callable[[str], None]) -> Iterator[None]:
         note("stopped; the same command goes on with it")
         raise SystemExit(0)
 
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
+    with _told(leave):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -49,8 +46,15 @@ def watching() -> Iterator[Noticed]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # where no signal arrives
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
+    with _told(lambda *_: told.set()):
         yield lambda step: told.is_set()
+
+
+@contextlib.contextmanager
+def _told(handler: Callable[..., None]) -> Iterator[None]:
+    """Has SIGTERM handled so meanwhile."""
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -8,19 +8,17 @@ head makes logits of what it returns.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jspec import sharding
 from jspec.cache import Block, Cache
 from jspec.config import ModelConfig
 from jspec.models.attention import Attention, Sight
 from jspec.models.feedforward import GatedFeedForward
 from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
-from jspec.models.protocol import Params, without_mesh
+from jspec.models.protocol import LinenPart, Params
 from jspec.models.rope import turns
 from jspec.sharding import constrain
 
@@ -35,21 +33,8 @@ class Guess(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(LinenPart):
     """A head as pure functions of its parameters; hashable, as a model is."""
-
-    module: nn.Module
-    config: ModelConfig
-
-    def init(self, key: Array) -> Params:
-        """Fresh parameters."""
-        with without_mesh():
-            return nn.meta.unbox(self._variables(key))
-
-    def axes(self) -> Params:
-        """The names of the axes of every parameter."""
-        with without_mesh():
-            return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
 
     def forward(
         self,

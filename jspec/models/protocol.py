@@ -16,7 +16,7 @@ from jspec.config import ModelConfig, Shape
 
 Params = Any
 # With one in context, Flax takes the names that a user's parameters have for those of its axes.
-without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.AbstractMesh((), ()))
+_without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.AbstractMesh((), ()))
 
 
 @struct.dataclass
@@ -85,19 +85,29 @@ def row_dtype(params: Params, *, model: Model) -> jnp.dtype:
 
 
 @dataclass(frozen=True)
-class LinenModel:
-    """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
+class LinenPart:
+    """A Linen module as pure functions of its parameters, which `_variables` makes from a key."""
 
     module: nn.Module
     config: ModelConfig | Shape
 
     def init(self, key: Array) -> Params:
-        with without_mesh():
+        """Fresh parameters."""
+        with _without_mesh():
             return nn.meta.unbox(self._variables(key))
 
     def axes(self) -> Params:
-        with without_mesh():
+        """The names of the axes of every parameter."""
+        with _without_mesh():
             return sharding.axes(jax.eval_shape(self._variables, jax.random.key(0)))
+
+    def _variables(self, key: Array) -> Params:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinenModel(LinenPart):
+    """A Linen module whose `__call__` is `Model.forward` and whose `logits` is `Model.logits`."""
 
     def forward(
         self,

@@ -8,7 +8,7 @@ from jspec.bench.machine import machine
 from jspec.bench.suite import PLAIN
 from jspec.formats.folder import write_json, write_text
 from jspec.studies import figures
-from jspec.studies.findings import Duel, Findings, findings
+from jspec.studies.findings import HOT, Duel, Findings, findings
 from jspec.studies.gauge import (
     AWAY,
     HOME,
@@ -69,7 +69,7 @@ def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
             )
     for rule in dict.fromkeys(duel.other for duel in found.rules):
         for duel in found.rules:
-            if duel.other == rule and duel.domain == HOME and duel.served >= 1.5:
+            if duel.other == rule and duel.domain == HOME and duel.served >= HOT:
                 yield (
                     f"Coupled against {rule} at T={duel.served:g}, {recipe.width} candidates: "
                     f"{_signed(duel.difference)}."
