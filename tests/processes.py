@@ -2,6 +2,7 @@
 
 import json
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def load_within(folder: str, cut: str, megabytes: str) -> None:
     status = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmData"))
     limit = int(status.split()[1]) * 1024 + int(megabytes) * MEGABYTE
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    signal.alarm(30)  # what runs out of memory in native code may hang where it should die
     loaded = jspec.load(folder, mesh=mesh)
     held = sum(
         piece.data.nbytes for x in jax.tree.leaves(loaded.params) for piece in x.addressable_shards
