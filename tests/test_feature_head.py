@@ -140,7 +140,14 @@ def test_a_root_that_is_the_first_token_can_be_guessed_from(draft, target, param
 
 @pytest.mark.parametrize(
     "rule",
-    [coupled, one_sample, token_level, with_replacement, without_replacement],
+    [
+        coupled,
+        without_replacement,
+        *(
+            pytest.param(rule, marks=pytest.mark.slow)
+            for rule in (one_sample, token_level, with_replacement)
+        ),
+    ],
     ids=lambda rule: rule.__name__.rpartition(".")[2],
 )
 def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params, batch):
