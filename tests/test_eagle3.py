@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jspec import Block, ModelConfig, Output, transformer
-from jspec.models.eagle3 import check_vocabulary, draft_tokens, eagle3, usual_layers
+from jspec.models.eagle3 import check_vocabulary, eagle3, usual_layers
 from jspec.models.heads import HeadParams
 from jspec.models.transformer import observed
 
@@ -70,14 +70,14 @@ def test_its_logits_stand_at_the_tokens_that_it_has_and_nowhere_else():
     expected[..., TOKENS] = np.asarray(hidden) @ np.asarray(own["head"]["weight"]).T
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(draft_tokens(OFFSETS), TOKENS)
+    np.testing.assert_array_equal(HeadParams(own, None, OFFSETS).tokens, TOKENS)
 
 
 def test_a_head_with_all_of_the_targets_tokens_needs_no_table():
     head = made()
     own, hidden = drawn(head), jax.random.normal(jax.random.key(9), (2, D))
     found = head.logits(HeadParams(own, None), hidden, target=TARGET)
-    np.testing.assert_array_equal(found, head.own_logits(own, hidden))
+    np.testing.assert_allclose(found, hidden @ own["head"]["weight"].T, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="^a head of 5 tokens for a target of 40: give its d2t"):
         few = made(draft_vocabulary=5)
         few.logits(HeadParams(drawn(few), None), hidden, target=TARGET)

@@ -11,7 +11,7 @@ from texts import few_tokens, headed, one_layer, rows_of
 from jspec import Tree, sampling
 from jspec.decode import begin, speculate
 from jspec.draft.protocol import Text
-from jspec.models.eagle3 import draft_tokens, eagle3
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle, fspad
 from jspec.models.prefill import prefill_with_features
 from jspec.sampling import noise
@@ -168,7 +168,7 @@ def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params,
     guesses = propose(dice)
     found = np.unique(guesses.tokens[:, 1:][np.asarray(guesses.valid)[:, 1:]])
     assert len(found) > 10
-    assert set(found) <= set(np.asarray(draft_tokens(weights.d2t)))
+    assert set(found) <= set(np.asarray(weights.tokens))
     if rule.WEIGHS:
-        other = np.setdiff1d(np.arange(target.config.vocabulary), draft_tokens(weights.d2t))
+        other = np.setdiff1d(np.arange(target.config.vocabulary), weights.tokens)
         assert np.all(np.asarray(guesses.logits)[..., other] == -np.inf)

@@ -13,7 +13,7 @@ from jspec.distill.batch import Batch
 from jspec.distill.features import feature_distillation
 from jspec.distill.losses import forward_kl
 from jspec.distill.self_feeding import fed, self_fed
-from jspec.models.heads import alignment_alone, eagle, fspad
+from jspec.models.heads import HeadParams, alignment_alone, eagle, fspad
 
 CONFIG = ModelConfig(
     vocabulary=50, width=16, feedforward=24, layers=1, heads=4, kv_heads=2, channels=4, context=64
@@ -111,7 +111,7 @@ def test_a_pass_guesses_what_drafting_would_at_its_depth(params, inputs, chunk):
 def objective(params, frozen, batch, *, head=HEAD, settings=()):
     named = {"features": 1.0, "logits": 0.1, **dict(settings)}
     return feature_distillation(
-        params, frozen, batch, head=head, teacher=TARGET, loss=forward_kl, **named
+        params, HeadParams((), frozen), batch, head=head, teacher=TARGET, loss=forward_kl, **named
     )
 
 
@@ -230,7 +230,7 @@ def test_memory_grows_with_the_passes_and_not_with_the_square_of_the_length():
             feature_distillation, head=head, teacher=target, loss=forward_kl,
             features=1.0, logits=0.1, passes=passes, chunk=32,
         )  # fmt: skip
-        program = jax.jit(jax.grad(lower, has_aux=True)).lower(own, frozen, batch)
+        program = jax.jit(jax.grad(lower, has_aux=True)).lower(own, HeadParams((), frozen), batch)
         return program.compile().memory_analysis().temp_size_in_bytes
 
     scores = 2 * 8 * 512 * 512 * 4  # of all rows against all, in all heads

@@ -86,11 +86,6 @@ def usual_layers(count: int) -> tuple[int, int, int]:
     return 2, count // 2, count - 3
 
 
-def draft_tokens(d2t: Array) -> Array:
-    """The target's tokens `[draft vocabulary]` that offsets `d2t` stand for."""
-    return jnp.arange(len(d2t)) + d2t
-
-
 def check_vocabulary(d2t: np.ndarray, vocabulary: int) -> None:
     """Raises `ValueError` unless offsets `d2t` `[draft vocabulary]` give each token of a head
     another one of the target's `vocabulary`. Looks at the values, so not under jit."""
@@ -143,18 +138,20 @@ class Eagle3(Head):
         return self.module.apply({"params": params.head}, tokens, method="look_up")
 
     def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
-        logits, vocabulary = self.own_logits(params.head, hidden), target.config.vocabulary
-        if params.d2t is not None:
-            return _spread(logits, draft_tokens(params.d2t), vocabulary)
+        logits, vocabulary = (
+            self.own_logits(params, hidden, target=target),
+            target.config.vocabulary,
+        )
+        if params.tokens is not None:
+            return _spread(logits, params.tokens, vocabulary)
         if logits.shape[-1] != vocabulary:
             raise ValueError(
                 f"a head of {logits.shape[-1]} tokens for a target of {vocabulary}: give its d2t"
             )
         return logits
 
-    def own_logits(self, params: Params, hidden: Array) -> Array:
-        """Logits over the head's own tokens: `[..., D]` -> `[..., draft vocabulary]` float32."""
-        return self.module.apply({"params": params}, hidden, method="logits")
+    def own_logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
+        return self.module.apply({"params": params.head}, hidden, method="logits")
 
     def _variables(self, key: Array) -> Params:
         return self.module.init(key, method=_call_everything)["params"]

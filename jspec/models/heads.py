@@ -44,6 +44,11 @@ class HeadParams(NamedTuple):
     target: Params
     d2t: Array | None = None
 
+    @property
+    def tokens(self) -> Array | None:
+        """The target's tokens that the head has; None for all."""
+        return None if self.d2t is None else jnp.arange(len(self.d2t)) + self.d2t
+
 
 @dataclass(frozen=True)
 class Head(LinenPart):
@@ -69,6 +74,10 @@ class Head(LinenPart):
     def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
         """Logits over the target's vocabulary: `[..., D]` -> `[..., V]` float32; `-inf` for tokens
         that the head has not."""
+        return self.own_logits(params, hidden, target=target)
+
+    def own_logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
+        """Logits over the head's own tokens, which are the target's if there is no `d2t`."""
         return target.logits(params.target, hidden)
 
     def forward(
