@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -29,7 +29,8 @@ class Generate(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str | None = None
-    """The small model that guesses; zoo:distilled when the target is the zoo's."""
+    """The small model, or the head made for the target, that guesses; zoo:distilled when the target
+    is the zoo's."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     plain: bool = False
@@ -198,7 +199,6 @@ class Generate(Verb):
     def _drafter(self, target: "Checkpoint", context: int, mesh: "Mesh | None") -> tuple[Any, Any]:
         """The drafter and its parameters."""
         from jspec.draft.lookup import LookupDrafter
-        from jspec.draft.small_model import SmallModelDrafter
         from jspec.shapes import read_tree
 
         chain = self.rule == "token_level"  # which follows nothing else
@@ -211,14 +211,14 @@ class Generate(Verb):
             raise ValueError(
                 f"target={self.target!r} has no draft of its own: give --draft, --lookup or --plain"
             )
-        draft = read_draft(
+        draft = find_draft(
             settings.DRAFT if self.draft is None else self.draft,
             target,
             self.dtype,
             mesh,
             replicated=self.replicate_draft,
         )
-        return SmallModelDrafter(draft.model, tree), draft.params
+        return draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:
         """Statistics on stderr, or everything as one object on stdout."""

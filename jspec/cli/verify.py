@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
+    from jspec.bench.drafts import Draft
     from jspec.bench.health import Health
     from jspec.bench.suite import Method, Program, Workload
     from jspec.formats.huggingface import Checkpoint
@@ -25,7 +26,8 @@ class Verify(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str | None = None
-    """The small model that guesses; zoo:distilled when nothing is given."""
+    """The small model, or the head made for the target, that guesses; zoo:distilled when nothing is
+    given."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     tree: str | None = None
@@ -50,7 +52,7 @@ class Verify(Verb):
 
         self._check()
         target = read_target(self.target, self.dtype)
-        draft = None if self.lookup else read_draft(self._guesser, target, self.dtype)
+        draft = None if self.lookup else find_draft(self._guesser, target, self.dtype)
         work = self._workload(target)
         method = self._method(target, draft)
         with steps(3 + len(self.temperatures)) as tick:
@@ -89,9 +91,9 @@ class Verify(Verb):
             seed=self.seed,
         )
 
-    def _method(self, target: "Checkpoint", draft: "Checkpoint | None") -> "Method":
+    def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
         from jspec import verify
-        from jspec.bench.suite import lookup, small_model
+        from jspec.bench.suite import drafted, lookup
 
         rule, context = getattr(verify, self.rule), target.model.config.context
         if draft is None:
@@ -100,7 +102,7 @@ class Verify(Verb):
         else:
             chain = self.rule == "token_level"
             tree = self.tree or (settings.CHAIN if chain else settings.TREE)
-            method = small_model(f"{self._guesser} {tree}", draft, tree, context, rule)
+            method = drafted(f"{self._guesser} {tree}", draft, tree, context, rule)
         rule.admit(method.drafter.tree, method.drafter.draws)
         return method
 
@@ -164,7 +166,7 @@ class Verify(Verb):
     def _examine(
         self,
         target: "Checkpoint",
-        draft: "Checkpoint",
+        draft: "Draft",
         work: "Workload",
         plain: "Program",
         tick: Tick,

@@ -199,9 +199,10 @@ def _agree(one: np.ndarray, other: np.ndarray) -> bool:
         for grain in grains:
             one, other = one.astype(grain), other.astype(grain)
     # Of the two halves neither holds the other: what was float32 is rounded twice on one side
-    # alone, and may end a unit of bfloat16 apart.
-    unit = jnp.finfo(jnp.bfloat16).eps if HALVES <= set(grains) else 0.0
-    return np.allclose(one.astype(np.float32), other.astype(np.float32), rtol=unit, atol=0.0)
+    # alone, and may end a unit of bfloat16 apart, or of float16 where that has no more digits.
+    unit, least = jnp.finfo(jnp.bfloat16).eps, jnp.finfo(jnp.float16).smallest_subnormal
+    slack = (float(unit), float(least)) if HALVES <= set(grains) else (0.0, 0.0)
+    return np.allclose(one.astype(np.float32), other.astype(np.float32), *slack)
 
 
 def _spell(dtype: np.dtype) -> dict[str, Any]:
