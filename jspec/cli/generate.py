@@ -182,7 +182,7 @@ class Generate(Verb):
         options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
             return stream_plain(target.params, batch, keys, law, **options)
-        drafter, draft = self._drafter(target, context, mesh)
+        drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
         rule = getattr(verify, self.rule)
         rule.admit(drafter.tree, drafter.draws)
         return stream(
@@ -196,14 +196,15 @@ class Generate(Verb):
             **options,
         )
 
-    def _drafter(self, target: "Checkpoint", context: int, mesh: "Mesh | None") -> tuple[Any, Any]:
-        """The drafter and its parameters."""
+    def _drafter(self, target: "Checkpoint", length: int, mesh: "Mesh | None") -> tuple[Any, Any]:
+        """The drafter and its parameters, for a text of at most `length` tokens."""
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
         chain = self.rule == "token_level"  # which follows nothing else
         usual = settings.CHAIN if chain else settings.TREE
         usual = settings.LOOKUP if self.lookup else usual
+        context = target.model.config.context
         tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
             return LookupDrafter(tree), ()
@@ -218,6 +219,13 @@ class Generate(Verb):
             mesh,
             replicated=self.replicate_draft,
         )
+        if length > draft.context:
+            console().print(
+                f"draft={self.draft!r}: max_position_embeddings says that it was made for texts of "
+                f"{draft.context} tokens, and the target for {context}; past {draft.context} it "
+                "may guess badly, and the text stays what it is",
+                soft_wrap=True,
+            )
         return draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:

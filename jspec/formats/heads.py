@@ -71,7 +71,7 @@ def load_head(
     dtype = float_dtype(dtype)
     folder = find(source)
     config, stored, layout = _open(folder)
-    dialect = _dialect(layout, f"{folder} is of the layout format")
+    dialect = dialect_of(layout, f"{folder} holds a head, whose ")
     try:
         head = dialect.read_head(config, stored)
         _fit(head, target, params)
@@ -110,7 +110,7 @@ def save_head(
       dtype: of the file; when None, that of the parameters.
       format: the layout to write, one of `DIALECTS`.
     """
-    dialect = _dialect(format, "format")
+    dialect = dialect_of(format)
     weights = flat_params(head, params)
     config = dialect.write_head(head)
     dtype = float_dtype(jax.tree.leaves(params)[0].dtype if dtype is None else dtype)
@@ -135,6 +135,18 @@ def head_layout(source: str | Path) -> str | None:
     return layouts.layout_of(read_json(folder / "config.json"), list_tensors(folder))
 
 
+def dialect_of(format: str, what: str = "") -> ModuleType:
+    """What reads and writes a layout, one of `DIALECTS`; raises `ValueError` if nothing does.
+
+    Args:
+      what: to say before the name of a layout that is refused.
+    """
+    if format in DIALECTS:
+        return DIALECTS[format]
+    why = "not read or written yet" if format in layouts.HEADS else "not known"
+    raise ValueError(f"{what}format={format!r} is {why}: {', '.join(DIALECTS)} is")
+
+
 def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
     """A head's configuration, its tensors and its layout."""
     if not (folder / "config.json").is_file():
@@ -149,13 +161,6 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
             "load, and --draft takes it as it is"
         )
     return config, stored, layout
-
-
-def _dialect(name: str, what: str) -> ModuleType:
-    if name in DIALECTS:
-        return DIALECTS[name]
-    why = "not read or written yet" if name in layouts.HEADS else "not known"
-    raise ValueError(f"{what}={name!r}, which is {why}: {', '.join(DIALECTS)} is")
 
 
 def _fit(head: Head, target: EmbeddingModel, params: Params) -> None:
