@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from test_cli import PROMPT, TOKENS, plain, refused, run
 
 from jspec import load, load_head, save_head
+from jspec.bench import peers
 from jspec.models.heads import eagle, fspad
 
 pytestmark = pytest.mark.usefixtures("small_zoo")
@@ -70,7 +71,8 @@ def test_verify_examines_a_head(heads, capsys):
     found = json.loads(out)
     assert code == 0 and found["temperatures"][0]["passed"]
     assert found["health"]["draft_loss"] > 0
-    assert "tokenizer" not in " ".join(found["causes"])
+    causes = [cause.partition(":")[0] for cause in found["causes"]]
+    assert causes[-1] == "training" and "tokenizer" not in causes
 
 
 @pytest.mark.parametrize("verb", ["import", "export"])
@@ -152,3 +154,22 @@ def test_a_format_is_hf_where_a_model_is_asked_for(models, capsys, tmp_path):
     code, _, _ = run(capsys, "export", "wide", str(tmp_path / "out"), "--format", "hf")
     assert code == 0
     assert_same(load(tmp_path / "out").params, load(models / "wide").params)
+
+
+def test_bench_takes_a_head_beside_a_model_and_only_models_assist_transformers(
+    heads, capsys, monkeypatch
+):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(peers, "THREADS", (1,))
+    head = str(heads / "eagle")
+    code, out, _ = run(
+        capsys, "bench", "--drafts", head, "zoo:wide", "--trees", "chain:1", "--lookups",
+        "--temperatures", "0", "--prompts", "1", "--prompt-length", "8", "--tokens", "6",
+        "--repetitions", "1", "--json", "--against-transformers",
+    )  # fmt: skip
+    rows = {row["method"]: row for row in json.loads(out)["results"]}
+    assert code == 0
+    assert rows[f"{head} chain:1"]["identical"] and rows["zoo:wide chain:1"]["identical"]
+    assert [name for name in rows if name.startswith(peers.ASSISTED)] == [
+        peers.label(f"{peers.ASSISTED} zoo:wide", 1)
+    ]

@@ -121,15 +121,28 @@ def test_keys_and_shapes_are_the_published_ones(written):
     assert "bias" not in config
 
 
-def test_matrices_are_written_as_they_are_multiplied(folder):
-    """`fc` reads the embedding first, and the doubled output begins with what makes logits."""
-    head = alignment_alone(CONFIG)
+def test_every_matrix_stands_under_its_own_name(folder):
+    """Shapes do not tell those apart: what gates from what is gated, keys from values."""
+    head = fspad(CONFIG)
     own = drawn(head, 2)
     save_head(folder, head, own)
     files = load_file(folder / "model.safetensors")
-    np.testing.assert_array_equal(files["fc.weight"], own["fuse"]["weight"])
-    down = files["layers.0.mlp.down_proj.weight"]
-    np.testing.assert_array_equal(down, own["feedforward"]["down"]["weight"])
+    layer, attention = "layers.0.mlp", "layers.0.self_attn"
+    expected = {
+        # Columns of the embedding first; of the doubled output, the rows of the logits first.
+        "fc.fc": own["fuse"],
+        **{f"fc.mlp.{n}_proj": own["sampling"][n] for n in ("gate", "up", "down")},
+        "fc.post_attention_layernorm": own["sampling_norm"],
+        "layers.0.post_attention_layernorm": own["feedforward_norm"],
+        **{f"{layer}.{n}_proj": own["feedforward"][n] for n in ("gate", "up", "down")},
+        f"{attention}.q_proj": own["attention"]["query"],
+        f"{attention}.k_proj": own["attention"]["key"],
+        f"{attention}.v_proj": own["attention"]["value"],
+        f"{attention}.o_proj": own["attention"]["out"],
+    }
+    assert len(files) == len(expected) + 1  # and the one bias
+    for name, ours in expected.items():
+        np.testing.assert_array_equal(files[f"{name}.weight"], ours["weight"])
 
 
 def test_the_embedding_may_be_left_out(folder, params):
@@ -193,8 +206,8 @@ def test_shards_are_read_as_one_file_is(folder, params):
 def test_a_head_on_a_mesh_is_the_same(written, params):
     name, head, own, folder = written
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    cut, copied = (read(folder, params, mesh=mesh, rules=r) for r in ({}, REPLICATED))
     cut = read(folder, params, mesh=mesh)
+    copied = read(folder, params, mesh=mesh, rules=REPLICATED)
     assert_same(cut.params, own)
     assert_same(copied.params, own)
     assert cut.params["fuse"]["weight"].sharding.shard_shape((D, 2 * D)) == (D // 2, 2 * D)
@@ -290,6 +303,14 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(folder, params, t
     command = re.search(r"run: python (.*)$", said)[1]
     subprocess.run(f"{sys.executable} {command}", shell=True, check=True)
     assert_same(read(place, params).params, drawn(eagle(CONFIG), 2))
+
+
+def test_a_head_that_the_hub_has_as_a_pickle_alone_is_told_of(folder, params, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(folder))
+    said = "source='somebody/eagle'", "hf download somebody/eagle --local-dir eagle && python -c"
+    refused(lambda: read("somebody/eagle", params), *said, "eagle/pytorch_model.bin")
 
 
 def test_what_is_no_head_of_this_layout_is_not_written(params, tmp_path):

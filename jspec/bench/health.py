@@ -29,6 +29,8 @@ class Health:
     uniform: float
     beyond: float
     """The share of the text's tokens that the draft's vocabulary does not have."""
+    length: int
+    """Tokens of the text."""
 
     def record(self) -> dict[str, Any]:
         """For JSON, where there is no infinity."""
@@ -52,6 +54,7 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
         draft_loss=float(np.mean(nats)) if known.any() else math.inf,
         uniform=math.log(draft.vocabulary),
         beyond=float(np.mean(~known)),
+        length=tokens.shape[1],
     )
 
 
@@ -62,6 +65,11 @@ def causes(target: Checkpoint, draft: Draft, health: Health, *, dtype: str) -> I
     if health.beyond > 0.01:
         yield (
             f"vocabulary: {health.beyond:.0%} of the text are tokens that the draft does not have"
+        )
+    if health.length > draft.context:
+        yield (
+            f"context: the text has {health.length} tokens, and the draft was made for "
+            f"{draft.context} (its max_position_embeddings)"
         )
     if not health.target_loss < health.uniform - CHANCE:
         yield (

@@ -11,6 +11,8 @@ from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jspec.bench.drafts import Draft
     from jspec.bench.health import Health
     from jspec.bench.suite import Method, Program, Workload
@@ -48,7 +50,7 @@ class Verify(Verb):
     """Of the noise."""
 
     def run(self) -> int:
-        from jspec.bench.health import WORTHLESS, causes
+        from jspec.bench.health import WORTHLESS
 
         self._check()
         target = read_target(self.target, self.dtype)
@@ -60,9 +62,12 @@ class Verify(Verb):
             rows = [
                 self._compare(t, method, target, work, plain, ours, tick) for t in self.temperatures
             ]
-            health = None if draft is None else self._examine(target, draft, work, plain, tick)
-        slow = min(row["tokens_per_round"] for row in rows) < WORTHLESS
-        reasons = list(causes(target, draft, health, dtype=self.dtype)) if slow and health else []
+            slow = min(row["tokens_per_round"] for row in rows) < WORTHLESS
+            health, reasons = None, []
+            if draft is not None:
+                tick("examining the draft")
+                text = self._text(work, plain)
+                health, reasons = self._examine(target, draft, text, slow=slow)
         if self.json:
             emit({"rule": self.rule, "method": method.name, "temperatures": rows,
                   "health": health and health.record(), "causes": reasons})  # fmt: skip
@@ -163,22 +168,27 @@ class Verify(Verb):
         prompts = work.batches[0]
         return prompts.tokens[0, : prompts.length[0]].tolist()
 
-    def _examine(
-        self,
-        target: "Checkpoint",
-        draft: "Draft",
-        work: "Workload",
-        plain: "Program",
-        tick: Tick,
-    ) -> "Health":
+    def _text(self, work: "Workload", plain: "Program") -> "np.ndarray":
+        """The prompts and what the target goes on with."""
         import numpy as np
 
-        from jspec.bench.health import examine
-
-        tick("examining the draft")
         prompts = work.batches[0].tokens[:, : self.prompt_length]
-        text = np.concatenate([prompts, plain.write(0, 0.0).tokens], axis=1)
-        return examine(target, draft, text, self.prompt_length)
+        return np.concatenate([prompts, plain.write(0, 0.0).tokens], axis=1)
+
+    def _examine(
+        self, target: "Checkpoint", draft: "Draft", text: "np.ndarray", *, slow: bool
+    ) -> "tuple[Health, list[str]]":
+        """How well the draft knows the text, and why it may not where it is slow."""
+        from jspec.bench.diagnosis import diagnose
+        from jspec.bench.drafts import HeadDraft
+        from jspec.bench.health import causes, examine
+
+        health = examine(target, draft, text, self.prompt_length)
+        if not slow:
+            return health, []
+        head = isinstance(draft, HeadDraft)
+        found = diagnose(draft, text, self.prompt_length) if head else []
+        return health, [*found, *causes(target, draft, health, dtype=self.dtype)]
 
 
 def _lines(
