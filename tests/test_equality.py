@@ -11,6 +11,7 @@ from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
     "head",
+    "eagle-3",
     "chain",
     "k-ary",
     "fork",

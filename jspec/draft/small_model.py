@@ -43,7 +43,9 @@ class SmallModelDrafter:
     model: Model
     tree: Tree
     draws: ClassVar[bool] = True
-    reads: ClassVar[bool] = False
+
+    def read(self, output: Output) -> None:
+        """It needs nothing of the target."""
 
     def start(
         self,

@@ -1,8 +1,8 @@
 """Heads that read the target's features: one layer that guesses the next token and feature.
 
-The feature at a token is what the target's last norm gives, which its own head reads. A head is
-given that feature and the embedding of the token that follows, both the target's, and the target's
-head makes logits of what it returns.
+A head is given a feature of a token and the embedding of the token that follows. For EAGLE and
+FSPAD both are the target's, the feature is what the target's last norm gives, and the target's own
+head makes logits of what they return.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,58 @@ from jspec.models.attention import Attention, Sight
 from jspec.models.feedforward import GatedFeedForward
 from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
-from jspec.models.protocol import LinenPart, Params
+from jspec.models.protocol import EmbeddingModel, LinenPart, Output, Params
 from jspec.models.rope import turns
 from jspec.sharding import constrain
 
 
 class Guess(NamedTuple):
-    """What a head returns: `hidden` `[B, T, D]`, of which the target's head makes logits, the next
-    `features` `[B, T, D]`, and the `block` that it filled."""
+    """What a head returns: `hidden` `[B, T, D]`, of which logits are made, the next `features`
+    `[B, T, D]`, and the `block` that it filled."""
 
     hidden: Array
     features: Array
     block: Block
 
 
+class HeadParams(NamedTuple):
+    """What a head guesses with: its own parameters, and the target's, whose embedding and head it
+    may use.
+
+    `d2t` `[draft vocabulary]` int32 is a table and no parameter, so that nothing trains or rounds
+    it: what is added to each token of a head that has fewer than the target, to have the target's.
+    """
+
+    head: Params
+    target: Params
+    d2t: Array | None = None
+
+
 @dataclass(frozen=True)
 class Head(LinenPart):
     """A head as pure functions of its parameters; hashable, as a model is."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those of the target whose inputs it reads."""
+        return ()
+
+    def read(self, output: Output) -> Array:
+        """What it takes of the target's pass: `[B, T, E]`."""
+        return output.hidden
+
+    def fuse(self, params: Params, seen: Array) -> Array:
+        """What was read as features: `[B, T, E]` -> `[B, T, D]`."""
+        return seen
+
+    def embed(self, params: HeadParams, tokens: Array, *, target: EmbeddingModel) -> Array:
+        """What stands beside the features: `[B, T]` -> `[B, T, D]`."""
+        return target.embed(params.target, tokens)
+
+    def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
+        """Logits over the target's vocabulary: `[..., D]` -> `[..., V]` float32; `-inf` for tokens
+        that the head has not."""
+        return target.logits(params.target, hidden)
 
     def forward(
         self,
@@ -50,8 +85,8 @@ class Head(LinenPart):
         """Runs new rows, as `Model.forward` does, over a cache that it does not write.
 
         Args:
-          embedded: `[B, T, D]` the target's embeddings of tokens.
-          features: `[B, T, D]` those at the tokens before them: the target's, or guesses.
+          embedded: `[B, T, D]` embeddings of tokens.
+          features: `[B, T, D]` those at the tokens before them: the target's, fused, or guesses.
           positions: `[B, T]`, of the tokens before.
         """
         return self.module.apply(
