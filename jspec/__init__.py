@@ -6,7 +6,7 @@ from jspec.cache import Block, Cache
 from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
 from jspec.decode import Generation, State, autoregress, generate, speculate
-from jspec.draft.feature_head import FeatureDrafter, HeadParams
+from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
@@ -14,6 +14,7 @@ from jspec.formats.heads import HeadCheckpoint, load_head, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.launch import join
 from jspec.models.attention import attend_layer
+from jspec.models.heads import HeadParams
 from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer

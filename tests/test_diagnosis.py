@@ -11,7 +11,7 @@ import pytest
 
 from jspec import Checkpoint, HeadCheckpoint, HeadParams
 from jspec.bench.diagnosis import _bare, _swapped, _turning, diagnose
-from jspec.bench.drafts import HeadDraft, features_of, head_logits, model_logits
+from jspec.bench.drafts import HeadDraft, head_logits, model_logits, seen_by
 from jspec.models.heads import eagle, fspad
 
 STEPS, RATE = 150, 0.01
@@ -63,9 +63,9 @@ def test_what_a_head_was_made_for_is_named_first(make, wrong, said, target, para
     teacher = type(target)(target.module.clone(config=config), config)
     text = jnp.asarray(np.random.default_rng(1).integers(0, config.vocabulary, (4, 49)))
     seen = _bare(config) if wrong == "features" else teacher
-    features = features_of(params, text, model=seen)
     best = jnp.argmax(model_logits(params, text, model=teacher), axis=-1)
     head = make(replace(config, layers=1))
+    features = seen_by(params, text, head=head, model=seen)
     own = taught(head, params, text, features, best, teacher)
     own = {"inputs": fed, "halves": doubled}.get(wrong, lambda own: own)(own)
     head = _turning(head, 10_000.0, None) if wrong == "theta" else head

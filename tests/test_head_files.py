@@ -15,6 +15,7 @@ from references import assert_same, edit, refused, rewrite
 from safetensors.numpy import load_file, save_file
 
 from jspec import ModelConfig, RopeScaling, load, load_head, make_mesh, save, save_head, transformer
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import (
     FeatureLayer,
     Head,
@@ -316,6 +317,8 @@ def test_a_head_that_the_hub_has_as_a_pickle_alone_is_told_of(folder, params, mo
 def test_what_is_no_head_of_this_layout_is_not_written(params, tmp_path):
     head = eagle(replace(CONFIG, norm="layer"))
     refused(lambda: save_head(tmp_path / "head", head, drawn(head, 2)), "norm='layer'")
+    other = eagle3(CONFIG, layers=(0, 1))
+    refused(lambda: save_head(tmp_path / "head", other, drawn(other, 2)), "head=Eagle3Layer")
     own = drawn(eagle(CONFIG), 2)
     asked = tmp_path / "head", eagle(CONFIG), own
     refused(lambda: save_head(*asked, format="eagle3"), "format='eagle3'", "not read or written")

@@ -24,10 +24,10 @@ from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache, empty_block
 from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
-from jspec.draft.feature_head import FeatureDrafter, FeatureState, HeadParams
+from jspec.draft.feature_head import FeatureDrafter, FeatureState
 from jspec.draft.growing import levels
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.models.heads import Guess
+from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
@@ -176,16 +176,16 @@ def _head_passes(
     def run(token: Array, features: Array, mask: Array, block: Block | None, start: int) -> Guess:
         nodes = jnp.broadcast_to(token[:, None], features.shape[:2])
         positions = jnp.broadcast_to(memory.cache.length[:, None], nodes.shape)
-        inputs = target.embed(draft.target, nodes), features, positions, mask
+        inputs = head.embed(draft, nodes, target=target), features, positions, mask
         guess = head.forward(draft.head, *inputs, memory.cache, block, start)
         return jax.lax.optimization_barrier(guess)
 
     def read(hidden: Array) -> Array:
-        logits = jax.lax.optimization_barrier(target.logits(draft.target, hidden))
+        logits = jax.lax.optimization_barrier(head.logits(draft, hidden, target=target))
         return (logits[:, 0, 0] > 0).astype(jnp.int32)
 
     waiting = jnp.tril(jnp.ones((tree.path_length, tree.path_length), bool))
-    guess = run(token, memory.features, waiting, None, 0)
+    guess = run(token, head.fuse(draft.head, memory.features), waiting, None, 0)
     token, rows = read(guess.hidden[:, :1]), guess.block.k[0].dtype
     block = empty_block(head.config, len(token), max(int(tree.inner.sum()) - 1, 1), rows)
     for level in list(levels(tree))[1:]:

@@ -8,10 +8,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from jspec.bench.drafts import HeadDraft, features_of, head_logits, model_logits
+from jspec.bench.drafts import HeadDraft, head_logits, model_logits, seen_by
 from jspec.config import ModelConfig, RopeScaling
-from jspec.draft.feature_head import HeadParams
-from jspec.models.heads import Head
+from jspec.models.heads import FeatureLayer, Head, HeadParams
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import transformer
 
@@ -48,7 +47,7 @@ def diagnose(draft: HeadDraft, tokens: np.ndarray, first: int) -> list[str]:
         logits = head_logits(
             HeadParams(way.params, target.params),
             text,
-            features_of(target.params, text, model=model),
+            seen_by(target.params, text, head=way.head, model=model),
             head=way.head,
             target=target.model,
         )
@@ -66,7 +65,9 @@ def diagnose(draft: HeadDraft, tokens: np.ndarray, first: int) -> list[str]:
 
 
 def _ways(head: Head, params: Params, target: ModelConfig) -> Iterator[Way]:
-    """What heads are made for by mistake."""
+    """What heads of EAGLE and FSPAD are made for by mistake."""
+    if not isinstance(head.module, FeatureLayer):
+        return
     if target.final_norm:
         yield Way(
             "features: it was taught those before the target's last norm, and is given those after",

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.draft.feature_head import FeatureDrafter, HeadParams
+from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
-from jspec.models.heads import Head
+from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, Model, Params
 from jspec.tree import Tree
 
@@ -83,9 +83,9 @@ class HeadDraft:
         return FeatureDrafter(self.checkpoint.head, self.target.model, tree)
 
     def logits(self, tokens: Array) -> Array:
-        target = self.target.model
-        features = features_of(self.target.params, tokens, model=target)
-        return head_logits(self.params, tokens, features, head=self.checkpoint.head, target=target)
+        head, target = self.checkpoint.head, self.target.model
+        seen = seen_by(self.target.params, tokens, head=head, model=target)
+        return head_logits(self.params, tokens, seen, head=head, target=target)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -95,24 +95,26 @@ def model_logits(params: Params, tokens: Array, *, model: Model) -> Array:
     return model.logits(params, hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def features_of(params: Params, tokens: Array, *, model: Model) -> Array:
-    """What heads read of a model at each of `tokens` `[B, T]`: `[B, T, D]`."""
-    return model.forward(params, tokens, *_whole(tokens)).hidden
+@functools.partial(jax.jit, static_argnames=("head", "model"))
+def seen_by(params: Params, tokens: Array, *, head: Head, model: Model) -> Array:
+    """What a head reads of a model at each of `tokens` `[B, T]`: `[B, T, E]`."""
+    return head.read(model.forward(params, tokens, *_whole(tokens)))
 
 
 @functools.partial(jax.jit, static_argnames=("head", "target"))
 def head_logits(
-    params: HeadParams, tokens: Array, features: Array, *, head: Head, target: EmbeddingModel
+    params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
 ) -> Array:
     """A head's logits after each of `tokens` `[B, T]`, all alike after the first: `[B, T, V]`.
 
     Args:
-      features: `[B, T, D]` at those tokens.
+      seen: `[B, T, E]` what it read at those tokens.
     """
-    embedded = target.embed(params.target, tokens[:, 1:])
-    guess = head.forward(params.head, embedded, features[:, :-1], *_whole(tokens[:, 1:]))
-    logits = target.logits(params.target, guess.hidden)
+    following = tokens[:, 1:]
+    embedded = head.embed(params, following, target=target)
+    features = head.fuse(params.head, seen[:, :-1])
+    guess = head.forward(params.head, embedded, features, *_whole(following))
+    logits = head.logits(params, guess.hidden, target=target)
     return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
 
 

@@ -56,6 +56,8 @@ def read_head(config: Fields, stored: Mapping[str, Stored]) -> Head:
 
 def write_head(head: Head) -> dict[str, Any]:
     """The `config.json` of a head; raises `ValueError` for one that this layout does not hold."""
+    if not isinstance(head.module, FeatureLayer):
+        raise ValueError(f"head={type(head.module).__name__} has no such layout: FeatureLayer has")
     config = head.config
     try:
         again = read_config(write_config(config))
