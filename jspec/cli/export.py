@@ -1,4 +1,4 @@
-"""`jspec export`: a model of the zoo, a run's draft, or any that can be read, as a folder."""
+"""`jspec export`: a model of the zoo, a run's draft, or anything that can be read, as a folder."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,25 +7,22 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from jspec.cli.distill import read_student
-from jspec.cli.pair import Dtype, read_model
-from jspec.cli.transfer import transfer
-from jspec.cli.verb import Verb
+from jspec.cli.transfer import Transfer
 
 if TYPE_CHECKING:
     from jspec.formats.huggingface import Checkpoint
 
 
 @dataclass(kw_only=True)
-class Export(Verb):
-    """Write a model as a Hugging Face folder, which transformers and vLLM read."""
+class Export(Transfer):
+    """Write a model as a Hugging Face folder, which transformers and vLLM read, or a head in a
+    layout that its other readers know."""
 
     name: Positional[str]
     """target, wide, deep or distilled of the zoo; a folder, or a hub name; or the folder of a
     distillation, such as runs/NAME, which may still be under way."""
     folder: Positional[Path]
     """Where to. A model that is there is replaced; a folder of anything else is refused."""
-    dtype: Dtype = "bfloat16"
-    """Of the weights in the file; the zoo's are bfloat16."""
     step: str = ""
     """Of a distillation: newest (if nothing is said), best, or the number of a checkpoint."""
 
@@ -36,14 +33,12 @@ class Export(Verb):
         source = zoo.PREFIX + self.name if self.name in zoo.NAMES else self.name
         run = Path(self.name).expanduser()
         if (run / RECIPE).is_file():
-            model = _of_run(run, self.step or "newest")
-        elif self.step:
+            return self.write_model(source, _of_run(run, self.step or "newest"), self.folder)
+        if self.step:
             raise ValueError(
                 f"step={self.step!r}: {self.name} is no distillation's folder, which has a {RECIPE}"
             )
-        else:
-            model = read_model("name", source, self.dtype)
-        return transfer(source, model, self.folder, self.dtype, json=self.json)
+        return self.transfer("name", source, self.folder)
 
 
 def _of_run(run: Path, step: str) -> "Checkpoint":

@@ -137,11 +137,13 @@ class FeatureLayer(nn.Module):
         of the fused state goes in (FSPAD's feature sampling).
       partial: whether the output is doubled, so that its first half serves the target's head and
         only the second is held to the target's features (FSPAD's partial alignment).
+      bias: whether what fuses the two inputs has one; some published heads have none.
     """
 
     config: ModelConfig
     sampling: bool = False
     partial: bool = False
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -156,7 +158,7 @@ class FeatureLayer(nn.Module):
     ) -> Guess:
         c = self.config
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
-        x = Linear(c.width, ("width", None), use_bias=True, name="fuse")(both)
+        x = Linear(c.width, ("width", None), use_bias=self.bias, name="fuse")(both)
         if self.sampling:
             state = NORMS[c.norm](c.epsilon, name="sampling_norm")(x)
             x = x + GatedFeedForward(c, name="sampling")(embedded, state)
