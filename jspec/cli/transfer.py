@@ -31,7 +31,13 @@ class Transfer(Verb):
     def transfer(self, argument: str, source: str, folder: Path) -> int:
         """Reads what `argument` names, writes it, says so, and returns the exit code."""
         if is_head(argument, source):
-            return self.write_head(argument, source, folder)
+            if self.target is None:
+                raise ValueError(
+                    f"target: {source} is a head, so name the model that it was made for"
+                )
+            target = read_model("target", self.target, self.dtype)
+            head = read_head(argument, source, target, self.dtype)
+            return self.write_head(source, head, target, folder)
         return self.write_model(source, read_model(argument, source, self.dtype), folder)
 
     def write_model(self, source: str, model: "Checkpoint", folder: Path) -> int:
@@ -48,18 +54,14 @@ class Transfer(Verb):
         about = {"layers": config.layers, "end_of_text": list(model.end_of_text)}
         return self._say(source, model.family, model, folder, config, about)
 
-    def write_head(self, argument: str, source: str, folder: Path) -> int:
-        """Writes a head beside the embedding of the target that it is held against."""
-        from jspec.formats.heads import dialect_of, save_head
+    def write_head(
+        self, source: str, head: "HeadCheckpoint", target: "Checkpoint", folder: Path
+    ) -> int:
+        """Writes a head beside the embedding of its target."""
+        from jspec.formats.heads import save_head
 
         if self.format == MODEL_FORMAT:
             raise ValueError(f"format={self.format!r}: {source} is a head, so it may be eagle")
-        if self.target is None:
-            raise ValueError(f"target: {source} is a head, so name the model that it was made for")
-        if self.format is not None:
-            dialect_of(self.format)
-        target = read_model("target", self.target, self.dtype)
-        head = read_head(argument, source, target, self.dtype)
         format = self.format or head.format
         save_head(
             folder,

@@ -19,7 +19,7 @@ from jspec.distill.optimizer import optimizer
 from jspec.distill.progress import progress
 from jspec.distill.recipe import Answers, Distillation, Rollouts
 from jspec.distill.step import Program, program
-from jspec.distill.student import ModelStudent, Student
+from jspec.distill.student import Student
 from jspec.distill.temperatures import read_served, read_temperatures
 from jspec.distill.texts import Texts
 from jspec.draft.lookup import LookupDrafter
@@ -141,9 +141,14 @@ def _sources(
         fixed.append((rows, recipe.text.weight))
     written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
     if recipe.answers.weight:
-        guessing = _guessing("answers.tree", recipe.answers.tree, course)
-        draft = student.drafting(student.params, target.params)
-        writer = Writer("target", target.model, target.params, guessing, draft)
+        # Of a draft that has learned nothing yet no guess is worth its while.
+        guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
+        if recipe.draft:
+            guessing = (
+                _guessing("answers.tree", recipe.answers.tree, course),
+                student.drafting(student.params, target.params),
+            )
+        writer = Writer("target", target.model, target.params, *guessing)
         rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
         fixed.append((rows, recipe.answers.weight))
 

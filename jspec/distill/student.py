@@ -1,20 +1,37 @@
 """Who is taught: a small model that writes alone, or a head that reads the target's features."""
 
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from jspec.config import ModelConfig
 from jspec.distill.features import feature_distillation
 from jspec.distill.losses import mixture
 from jspec.distill.objective import Objective, distillation
-from jspec.distill.recipe import Distillation
+from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.models.heads import Head, HeadParams
+from jspec.models.eagle3 import eagle3, usual_layers
+from jspec.models.heads import (
+    Head,
+    HeadParams,
+    alignment_alone,
+    eagle,
+    fspad,
+    sampling_alone,
+)
 from jspec.models.protocol import LinenModel, Model, Params
 from jspec.models.transformer import observed
 from jspec.tree import Tree
+
+FEATURE_HEADS: Mapping[str, Callable[[ModelConfig], Head]] = {
+    "eagle": eagle,
+    "fspad": fspad,
+    "sampling_alone": sampling_alone,
+    "alignment_alone": alignment_alone,
+}
 
 
 class Student(Protocol):
@@ -114,3 +131,26 @@ class HeadStudent:
 
     def drafting(self, params: Params, target: Params) -> Params:
         return HeadParams(params, target, self.d2t)
+
+
+def head_of(wanted: FeatureHead, target: ModelConfig) -> Head:
+    """The head that a recipe asks for: a layer of Llama's kind, as wide as the target."""
+    config = ModelConfig(
+        vocabulary=target.vocabulary,
+        width=target.width,
+        feedforward=wanted.feedforward or target.feedforward,
+        layers=1,
+        heads=wanted.heads or target.heads,
+        kv_heads=wanted.kv_heads or (wanted.heads or target.kv_heads),
+        channels=wanted.channels or target.channels,
+        context=target.context,
+        rope_theta=target.rope_theta,
+        rope_scaling=target.rope_scaling,
+        epsilon=target.epsilon,
+    )
+    if wanted.kind != "eagle3":
+        return FEATURE_HEADS[wanted.kind](config)
+    try:
+        return eagle3(config, layers=wanted.layers or usual_layers(target.layers))
+    except ValueError as error:
+        raise ValueError(f"head.layers={wanted.layers}: {error}") from error
