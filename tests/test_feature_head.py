@@ -23,7 +23,7 @@ from jspec.verify import (
     without_replacement,
 )
 
-TREE = Tree.branching((3, 2))
+TREE = Tree.branching((2, 2, 1))
 ROUNDS, TOKENS = 6, 24
 
 
@@ -77,19 +77,11 @@ def guess(draft, memory, written):
 def test_after_rounds_it_guesses_as_if_it_began_with_the_whole_text(draft, params, written):
     drafter, weights = draft
     state, _, _ = written
-    columns = state.tokens.shape[1]
+    sizes = {"capacity": 2 * state.tokens.shape[1], "chunk": state.tokens.shape[1] // 4}
     _, features = prefill_with_features(
-        params,
-        state.tokens,
-        state.length - 1,
-        model=drafter.target,
-        capacity=columns,
-        chunk=columns,
-        read=drafter.read,
+        params, state.tokens, state.length - 1, model=drafter.target, read=drafter.read, **sizes
     )
-    afresh = drafter.start(
-        weights, state.tokens, state.length, features, capacity=2 * columns, chunk=columns
-    )
+    afresh = drafter.start(weights, state.tokens, state.length, features, **sizes)
     np.testing.assert_array_equal(
         guess(draft, state.drafter, written), guess(draft, afresh, written)
     )
