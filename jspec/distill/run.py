@@ -1,6 +1,5 @@
 """A distillation from its recipe: data, teacher, student and loop."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jspec.distill import answers
+from jspec.distill.answers import answer
 from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document, Mixture, Source, pack
 from jspec.distill.evaluation import both, decoding, held_out_loss, tokens_per_round
@@ -75,6 +74,7 @@ def distill(
     texts: Texts,
     held_out: Texts,
     *,
+    answers: Sequence[Document] | None = None,
     mesh: Mesh | None = None,
     note: Note,
 ) -> Run:
@@ -82,6 +82,7 @@ def distill(
 
     Args:
       texts: to learn from, and to take prompts from; held_out: to measure on.
+      answers: of the target, where runs share them; else the run has some written for itself.
       note: told what is being done before the first step, and what went wrong.
     """
     target, student = course.target, course.student
@@ -111,7 +112,7 @@ def distill(
         course.steps,
         student.params,
         frozen,
-        _sources(recipe, folder, course, texts),
+        _sources(recipe, folder, course, texts, answers),
         measure,
         tokens_per_round,
         mesh=mesh,
@@ -129,28 +130,44 @@ class Writer(NamedTuple):
     draft: Params
 
 
-def _sources(
+def target_answers(
     recipe: Distillation, folder: Path, course: Course, texts: Texts
+) -> list[Document]:
+    """What the target writes for a recipe, and nothing that hangs on the student; those that
+    `folder` holds are not made again."""
+    target, student = course.target, course.student
+    # Of a draft that has learned nothing yet no guess is worth its while.
+    guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
+    if recipe.draft:
+        guessing = (
+            _guessing("answers.tree", recipe.answers.tree, course),
+            student.drafting(student.params, target.params),
+        )
+    writer = Writer("target", target.model, target.params, *guessing)
+    return _written(
+        recipe, recipe.answers, folder, (ANSWERS,),
+        texts=texts, stops=target.end_of_text, writer=writer,
+    )  # fmt: skip
+
+
+def _sources(
+    recipe: Distillation,
+    folder: Path,
+    course: Course,
+    texts: Texts,
+    answers: Sequence[Document] | None,
 ) -> Callable[[int, Params], Source]:
     """Which rows serve a step: those of the three sources, mixed by their weights."""
-    target, student = course.target, course.student
+    student = course.student
     fixed: list[tuple[Source, float]] = []
     if recipe.text.weight:
         documents = _at_temperatures(recipe, texts)
         rows = pack(documents, recipe.length, lengths=texts.lengths, seed=recipe.seed)
         fixed.append((rows, recipe.text.weight))
-    written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
     if recipe.answers.weight:
-        # Of a draft that has learned nothing yet no guess is worth its while.
-        guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
-        if recipe.draft:
-            guessing = (
-                _guessing("answers.tree", recipe.answers.tree, course),
-                student.drafting(student.params, target.params),
-            )
-        writer = Writer("target", target.model, target.params, *guessing)
-        rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
-        fixed.append((rows, recipe.answers.weight))
+        if answers is None:
+            answers = target_answers(recipe, folder / "answers", course, texts)
+        fixed.append((pack(answers, recipe.length, seed=recipe.seed), recipe.answers.weight))
 
     def mixed(*more: tuple[Source, float]) -> Source:
         return Mixture(*zip(*fixed, *more, strict=True), seed=recipe.seed)
@@ -166,7 +183,11 @@ def _sources(
         if turn not in latest:
             writer = Writer("student", student.model, params, LookupDrafter(LOOKED_UP), ())
             place = folder / "rollouts" / f"{turn:05}"
-            rows = written(recipe.rollouts, place, (ROLLOUTS, turn), writer=writer)
+            found = _written(
+                recipe, recipe.rollouts, place, (ROLLOUTS, turn),
+                texts=texts, stops=course.target.end_of_text, writer=writer,
+            )  # fmt: skip
+            rows = pack(found, recipe.length, seed=recipe.seed)
             latest.clear()
             latest[turn] = mixed((rows, recipe.rollouts.weight))
         return latest[turn]
@@ -183,13 +204,13 @@ def _written(
     texts: Texts,
     stops: Sequence[int],
     writer: Writer,
-) -> Source:
-    """Rows of what the writer goes on with after the beginnings of texts."""
+) -> list[Document]:
+    """What the writer goes on with after the beginnings of texts."""
     seed = int(np.random.default_rng((recipe.seed, *told_apart)).integers(2**31))
     name = type(wanted).__name__.lower()
     temperatures = read_temperatures(f"{name}.temperature", wanted.temperature)
     with progress(name, wanted.count) as show:
-        found = answers.answer(
+        found = answer(
             folder,
             writer.params,
             writer.draft,
@@ -205,14 +226,13 @@ def _written(
             show=show,
         )
     documents = [one.document() for one in found]
-    if recipe.loss_temperature:
-        loss = read_temperatures("loss_temperature", recipe.loss_temperature)
-        drawn = loss.draw(seed, len(documents)).tolist()
-        documents = [
-            document._replace(temperature=temperature)
-            for document, temperature in zip(documents, drawn, strict=True)
-        ]
-    return pack(documents, recipe.length, seed=recipe.seed)
+    if not recipe.loss_temperature:
+        return documents
+    drawn = read_temperatures("loss_temperature", recipe.loss_temperature).draw(seed, len(found))
+    return [
+        document._replace(temperature=temperature)
+        for document, temperature in zip(documents, drawn.tolist(), strict=True)
+    ]
 
 
 def prompts(
