@@ -10,6 +10,7 @@ from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint, load, save
+from jspec.growth import Growth
 from jspec.launch import join
 from jspec.models.attention import attend_layer
 from jspec.models.own import from_linen, from_nnx
@@ -30,6 +31,7 @@ __all__ = [
     "Checkpoint",
     "Drafter",
     "Generation",
+    "Growth",
     "LinenModel",
     "LookupDrafter",
     "Model",

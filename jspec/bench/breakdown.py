@@ -24,7 +24,7 @@ from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache
 from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
-from jspec.draft.growing import levels
+from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
@@ -156,8 +156,8 @@ def _draft_passes(
     draft: Params, cache: Cache, block: Block, token: Array, *, model: Model, tree: Tree
 ) -> Array:
     """The draft's passes over the levels of a tree: `[B]` from the last one's logits."""
-    for level in levels(tree):
-        nodes = jnp.broadcast_to(token[:, None], (len(token), len(level.new)))
+    for new, level in inner_levels(tree):
+        nodes = jnp.broadcast_to(token[:, None], (len(token), len(new)))
         seen = jnp.pad(jnp.asarray(level.mask), ((0, 0), (1, 0)))
         token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
     return token

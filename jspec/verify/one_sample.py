@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jspec.growth import Growth
+from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import coupled
 
@@ -18,8 +20,13 @@ admit, roll, verify = coupled.admit, coupled.roll, coupled.verify
 
 
 def draw(
-    dice: Array, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+    dice: Array, logits: Array, *, tree: Tree | Growth, depth: int, nodes: np.ndarray
 ) -> tuple[Array, Array]:
     """The draft's likeliest tokens."""
     tokens = coupled.best(logits, tree.children(depth))
     return tokens, jnp.ones(tokens.shape, bool)
+
+
+def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, depth: int) -> Array:
+    """How likely `tokens` are by the draft's own law: it does not look at the dice."""
+    return coupled.chances(logits, tokens)
