@@ -12,6 +12,7 @@ from texts import NO_STOPS, sharp, teach
 
 from jspec import (
     Generation,
+    Growth,
     ModelConfig,
     Rule,
     SmallModelDrafter,
@@ -77,7 +78,7 @@ def speculative_draws(
     decode: Callable = generate,
     *,
     rule: Rule = coupled,
-    tree: Tree = PAIRS,
+    tree: Tree | Growth = PAIRS,
     draft: Callable[[], Params] | None = None,
     **how: float,
 ) -> Generation:

@@ -11,6 +11,8 @@ from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
     "head",
+    "grown small",
+    "grown head",
     "chain",
     "k-ary",
     "fork",
@@ -59,6 +61,7 @@ def test_speculation_equals_plain_decoding(kind, target, params, drafts, batch, 
     "kind",
     [
         "chain",
+        "grown small",
         "look-up chain",
         *(
             pytest.param(kind, marks=pytest.mark.slow)

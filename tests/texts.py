@@ -15,6 +15,7 @@ from jax import Array
 from jspec import (
     Drafter,
     Generation,
+    Growth,
     LookupDrafter,
     Model,
     ModelConfig,
@@ -100,12 +101,14 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
         ),
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
         "head": _head(target, params, Tree.branching((2, 2, 1))),
+        "grown small": Candidate(SmallModelDrafter(target, Growth(3, 3, 8)), cousin),
+        "grown head": _head(target, params, Growth(2, 3, 6)),
         "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
         "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }
 
 
-def _head(target: Model, params: Params, tree: Tree) -> Candidate:
+def _head(target: Model, params: Params, tree: Tree | Growth) -> Candidate:
     """A head that is fresh but for passing features on, so that it guesses right at times."""
     head = fspad(dataclasses.replace(target.config, layers=1))
     own = jax.jit(head.init)(jax.random.key(14))

@@ -26,6 +26,7 @@ from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
 from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.growth import Growth
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
@@ -121,6 +122,8 @@ def _passes(
 ) -> Array:
     """`ROUNDS` times the forward passes of a round: `[B]`, a number that hangs on all of them."""
 
+    drafted, tree = _alike(drafter.tree)
+
     def advance(number: Array, token: Array) -> Array:
         if isinstance(drafter, SmallModelDrafter):
             memory = state.drafter
@@ -128,14 +131,21 @@ def _passes(
                 draft, memory.cache, memory.block, token, late[number], model=drafter.model
             )
             token = _draft_passes(
-                draft, memory.cache, block, token, model=drafter.model, tree=drafter.tree
+                draft, memory.cache, block, token, model=drafter.model, tree=drafted
             )
-        tree = drafter.tree
         nodes = jnp.broadcast_to(token[:, None], (len(token), tree.size))
         mask = jnp.asarray(tree.mask)
         return _pass(params, nodes, mask, state.cache, None, 0, model=target)[0]
 
     return jax.lax.fori_loop(0, ROUNDS, advance, state.tokens[:, 0])
+
+
+def _alike(tree: Tree | Growth) -> tuple[Tree, Tree]:
+    """Static trees whose passes are as large: the draft's over the one, the target's over the
+    other."""
+    if isinstance(tree, Tree):
+        return tree, tree
+    return Tree.fork(tree.width, tree.depth), Tree.chain(tree.size - 1)
 
 
 def _late_pass(

@@ -19,7 +19,7 @@ WEIGHS = False
 # What a draft is wrong by, as a scale of its raw logits, at temperature 0 and more for each degree.
 # By maximum likelihood of the picks of zoo:target under zoo:distilled, on text that the target
 # wrote after held-out prompts, at each of seven temperatures; `bench/scores.py` fits it again.
-ERROR, ERROR_OF_HEAT = 0.4, 0.25
+ERROR, ERROR_OF_HEAT = 0.45, 0.2
 
 
 def admit(tree: Tree | Growth, draws: bool) -> None:

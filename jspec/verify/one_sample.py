@@ -28,5 +28,11 @@ def draw(
 
 
 def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, depth: int) -> Array:
-    """How likely `tokens` are by the draft's own law: it does not look at the dice."""
-    return coupled.chances(logits, tokens)
+    """How likely the target draws each of `tokens`, whose dice the draft does not look at.
+
+    To the draft they are one more thing that it is wrong by: noise of the scale of the temperature
+    beside that of `coupled.ERROR`. (EAGLE-2 scores by the law at temperature 1, whatever is served.)
+    """
+    temperature = sampling.temperature[:, None, None]
+    hot = jnp.where(temperature > 0, temperature, 1.0)
+    return coupled.chances(logits * (hot / jnp.hypot(temperature, coupled.ERROR)), tokens)
