@@ -102,7 +102,7 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
         "head": _head(target, params, Tree.branching((2, 2, 1))),
         "grown small": Candidate(SmallModelDrafter(target, Growth(3, 3, 8)), cousin),
-        "grown head": _head(target, params, Growth(2, 3, 6)),
+        "grown head": _head(target, params, Growth(4, 3, 16)),
         "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
         "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }

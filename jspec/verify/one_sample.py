@@ -31,7 +31,7 @@ def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, dept
     """How likely the target draws each of `tokens`, whose dice the draft does not look at.
 
     To the draft they are one more thing that it is wrong by: noise of the scale of the temperature
-    beside that of `coupled.ERROR`. (EAGLE-2 scores by the law at temperature 1, whatever is served.)
+    beside that of `coupled.ERROR`. (EAGLE-2 scores by the law at temperature 1 whatever is served.)
     """
     temperature = sampling.temperature[:, None, None]
     hot = jnp.where(temperature > 0, temperature, 1.0)
