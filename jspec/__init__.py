@@ -6,13 +6,16 @@ from jspec.cache import Block, Cache
 from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
 from jspec.decode import Generation, State, autoregress, generate, speculate
+from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.formats.heads import HeadCheckpoint, load_head, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.growth import Growth
 from jspec.launch import join
 from jspec.models.attention import attend_layer
+from jspec.models.heads import HeadParams
 from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import transformer
@@ -30,8 +33,11 @@ __all__ = [
     "Candidates",
     "Checkpoint",
     "Drafter",
+    "FeatureDrafter",
     "Generation",
     "Growth",
+    "HeadCheckpoint",
+    "HeadParams",
     "LinenModel",
     "LookupDrafter",
     "Model",
@@ -54,10 +60,12 @@ __all__ = [
     "generate_many",
     "join",
     "load",
+    "load_head",
     "make_mesh",
     "prompts",
     "sampling",
     "save",
+    "save_head",
     "sharding",
     "speculate",
     "stream",

@@ -1,6 +1,7 @@
 """Decoding: plain and speculative, each one compiled program without a host round trip."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ from jax import Array
 from jspec.cache import Block, Cache, commit
 from jspec.candidates import Rule, Verdict, shape
 from jspec.draft.protocol import Drafter, DrafterState, Text
-from jspec.models.prefill import prefill, prefill_with_features
-from jspec.models.protocol import Model, Params
+from jspec.models.prefill import prefill_with_features
+from jspec.models.protocol import Model, Output, Params
 from jspec.penalties import Ahead, History, recall, remember
 from jspec.ragged import CHUNK, Prompts
 from jspec.sampling import Sampling, noise, pick, warp
@@ -165,7 +166,7 @@ def begin(
         target=target,
         tokens=tokens,
         path_length=tree.path_length,
-        features=drafter.reads,
+        read=drafter.read,
     )
     memory = drafter.start(
         draft,
@@ -181,7 +182,8 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
-    return _commit_prompts(params, prompts, target=target, tokens=tokens, path_length=1)[0]
+    sizes = {"target": target, "tokens": tokens, "path_length": 1}
+    return _commit_prompts(params, prompts, **sizes, read=lambda output: None)[0]
 
 
 def extend(
@@ -257,9 +259,9 @@ def _commit_prompts(
     target: Model,
     tokens: int,
     path_length: int,
-    features: bool = False,
+    read: Callable[[Output], Array | None],
 ) -> tuple[State, Array | None]:
-    """The state, and the target's features if they are asked for."""
+    """The state, and what is read of the target's passes."""
     if not 1 <= tokens <= target.config.context:
         raise ValueError(
             f"tokens={tokens}: must lie in 1..{target.config.context}, the target's context; give "
@@ -269,12 +271,14 @@ def _commit_prompts(
         raise ValueError("params hold no array: give the target's parameters")
     batch, width = prompts.tokens.shape
     capacity = width + tokens + path_length
-    sizes = {"model": target, "capacity": capacity, "chunk": CHUNK}
-    committed = params, prompts.tokens, prompts.length - 1
-    cache, seen = (
-        prefill_with_features(*committed, **sizes)
-        if features
-        else (prefill(*committed, **sizes), None)
+    cache, seen = prefill_with_features(
+        params,
+        prompts.tokens,
+        prompts.length - 1,
+        model=target,
+        capacity=capacity,
+        chunk=CHUNK,
+        read=read,
     )
     none = jnp.zeros((batch,), jnp.int32)
     length = jnp.asarray(prompts.length)

@@ -5,12 +5,14 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from scipy import stats
 from texts import NO_STOPS, sharp, teach
 
 from jspec import (
+    Drafter,
     Generation,
     Growth,
     ModelConfig,
@@ -23,7 +25,11 @@ from jspec import (
     sampling,
     transformer,
 )
+from jspec.draft.feature_head import FeatureDrafter
+from jspec.models.eagle3 import eagle3
+from jspec.models.heads import HeadParams
 from jspec.models.protocol import Params
+from jspec.models.transformer import observed
 from jspec.verify import coupled
 
 DRAWS = 20_000
@@ -57,6 +63,24 @@ def unrelated_params() -> Params:
     return jax.jit(enumerable.init)(jax.random.key(44))
 
 
+def small_model(tree: Tree) -> SmallModelDrafter:
+    return SmallModelDrafter(enumerable, tree)
+
+
+def head_with_few_tokens(tree: Tree) -> FeatureDrafter:
+    """EAGLE-3's, with four of the six tokens."""
+    head = eagle3(enumerable.config, layers=(0, 1), draft_vocabulary=4)
+    return FeatureDrafter(head, observed(enumerable, head.layers), tree)
+
+
+@functools.cache
+def head_params() -> HeadParams:
+    head = head_with_few_tokens(PAIRS).head
+    own = sharp(jax.jit(head.init)(jax.random.key(48)), 2.0)
+    # Its tokens are 0, 2, 3 and 5.
+    return HeadParams(own, enumerable_params(), jnp.array([0, 1, 1, 2]))
+
+
 def plain_draws(seed: int, decode: Callable = autoregress, **how: float) -> Generation:
     """Three tokens after the same prompt in all rows, each row with a key of its own."""
 
@@ -79,20 +103,26 @@ def speculative_draws(
     *,
     rule: Rule = coupled,
     tree: Tree | Growth = PAIRS,
-    draft: Callable[[], Params] | None = None,
+    draft: Callable[[], Params] = unrelated_params,
+    kind: Callable[[Tree | Growth], Drafter] = small_model,
     **how: float,
 ) -> Generation:
-    """The same by a tree of guesses, of an unrelated draft if none is given."""
+    """The same by a tree of guesses, of an unrelated draft if none is given.
+
+    Args:
+      kind: makes the drafter of a tree.
+    """
+    drafter = kind(tree)
 
     def piece(keys: Array) -> Generation:
         return decode(
             enumerable_params(),
-            (draft or unrelated_params)(),
+            draft(),
             prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
             keys,
             sampling(ROWS, stops=NO_STOPS, **how),
-            target=enumerable,
-            drafter=SmallModelDrafter(enumerable, tree),
+            target=getattr(drafter, "target", enumerable),  # which shows what it reads
+            drafter=drafter,
             rule=rule,
             tokens=3,
         )

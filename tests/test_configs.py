@@ -139,6 +139,7 @@ def test_a_step_of_real_size_has_shapes_that_fit(recipe):
     batch = Batch(
         *(jax.ShapeDtypeStruct(whole, jnp.int32) for _ in range(2)),
         *(jax.ShapeDtypeStruct(targets, jnp.float32) for _ in range(2)),
+        jax.ShapeDtypeStruct(whole[:1], jnp.int32),
     )
     rule = optimizer(recipe)
     teacher, student = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))

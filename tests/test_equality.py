@@ -13,6 +13,7 @@ KINDS = (
     "head",
     "grown small",
     "grown head",
+    "eagle-3",
     "chain",
     "k-ary",
     "fork",

@@ -6,33 +6,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from texts import rows_of
+from texts import few_tokens, headed, one_layer, rows_of
 
 from jspec import Growth, Tree, sampling
 from jspec.decode import begin, speculate
-from jspec.draft.feature_head import FeatureDrafter, HeadParams
 from jspec.draft.protocol import Text
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle, fspad
 from jspec.models.prefill import prefill_with_features
 from jspec.sampling import noise
-from jspec.verify import coupled
+from jspec.verify import (
+    coupled,
+    one_sample,
+    token_level,
+    with_replacement,
+    without_replacement,
+)
 
-TREE, GROWN = Tree.branching((3, 2)), Growth(3, 3, 8)
+TREE, GROWN = Tree.branching((2, 2, 1)), Growth(3, 3, 8)
 ROUNDS, TOKENS = 6, 24
 
 
-@pytest.fixture(scope="module", params=[(eagle, TREE), (fspad, TREE), (fspad, GROWN)], ids=str)
+def narrow(target):
+    """EAGLE-3's, half as wide as the target, with an embedding and norms of its own."""
+    config = dataclasses.replace(one_layer(target), width=target.config.width // 2)
+    own = {"own_embedding": True, "target_width": target.config.width}
+    return eagle3(config, layers=(1, 0), **own, fc_norm=True, norm_output=True)
+
+
+HEADS = {
+    "eagle": lambda target: eagle(one_layer(target)),
+    "fspad": lambda target: fspad(one_layer(target)),
+    "eagle-3": few_tokens,
+    "narrow": narrow,
+}
+
+
+@pytest.fixture(
+    scope="module", params=[*((head, TREE) for head in HEADS), ("eagle-3", GROWN)], ids=str
+)
 def draft(request, target, params):
-    make, tree = request.param
-    head = make(dataclasses.replace(target.config, layers=1))
-    own = jax.jit(head.init)(jax.random.key(3))
-    return FeatureDrafter(head, target, tree), HeadParams(own, params)
+    head, tree = request.param
+    return headed(HEADS[head](target), target, params, tree)
 
 
 @pytest.fixture(scope="module")
-def written(draft, target, params, batch):
+def written(draft, params, batch):
     """What four rows have become after some rounds, at several temperatures; which dice follow."""
     drafter, weights = draft
+    target = drafter.target
     few = rows_of(batch, np.array([0, 3, 9, 14]))
     how = sampling(4, temperature=[0.0, 0.5, 1.0, 2.0])
     names = {"target": target, "drafter": drafter, "rule": coupled}
@@ -57,34 +79,37 @@ def guess(draft, memory, written):
     return np.asarray(guessed.tokens), np.asarray(guessed.parent)
 
 
-def test_after_rounds_it_guesses_as_if_it_began_with_the_whole_text(draft, target, params, written):
+def test_after_rounds_it_guesses_as_if_it_began_with_the_whole_text(draft, params, written):
     drafter, weights = draft
     state, _, _ = written
-    columns = state.tokens.shape[1]
+    sizes = {"capacity": 2 * state.tokens.shape[1], "chunk": state.tokens.shape[1] // 4}
     _, features = prefill_with_features(
-        params, state.tokens, state.length - 1, model=target, capacity=columns, chunk=columns
+        params, state.tokens, state.length - 1, model=drafter.target, read=drafter.read, **sizes
     )
-    afresh = drafter.start(
-        weights, state.tokens, state.length, features, capacity=2 * columns, chunk=columns
-    )
+    afresh = drafter.start(weights, state.tokens, state.length, features, **sizes)
     np.testing.assert_array_equal(
         guess(draft, state.drafter, written), guess(draft, afresh, written)
     )
 
 
-def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, target, params, written):
+def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, params, written):
     """Every guess against passes of the head over the whole text and the path to the node."""
     (drafter, weights), (state, how, dice) = draft, written
+    head, target = drafter.head, drafter.target
     found, parents = guess(draft, state.drafter, written)
     columns = state.tokens.shape[1]
     places, causal = jnp.arange(columns)[None], jnp.tril(jnp.ones((columns, columns), bool))
-    learn = jax.jit(lambda text: target.forward(params, text, places, causal).hidden)
+
+    @jax.jit
+    def learn(text):
+        output = target.forward(params, text, places, causal)
+        return head.fuse(weights.head, head.read(output))
 
     @jax.jit
     def read(tokens, features, last):
-        embedded = target.embed(params, tokens)
-        seen = drafter.head.forward(weights.head, embedded, features, places, causal)
-        return target.logits(params, seen.hidden[0, last]), seen.features[0, last]
+        embedded = head.embed(weights, tokens, target=target)
+        seen = head.forward(weights.head, embedded, features, places, causal)
+        return head.logits(weights, seen.hidden[0, last], target=target), seen.features[0, last]
 
     for row in range(len(found)):
         text, length = np.asarray(state.tokens)[row : row + 1], int(state.length[row])
@@ -106,6 +131,42 @@ def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, target,
 def test_a_root_that_is_the_first_token_can_be_guessed_from(draft, target, params):
     drafter, weights = draft
     tokens = jnp.zeros((1, 64), jnp.int32).at[0, 0].set(5)
-    features = jnp.full((1, 64, target.config.width), jnp.nan)
+    features = jnp.full((1, 64, max(1, len(drafter.head.layers)) * target.config.width), jnp.nan)
     memory = drafter.start(weights, tokens, jnp.array([1]), features, capacity=80, chunk=64)
     assert np.isfinite(memory.features).all() and not np.any(memory.cache.length)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        coupled,
+        without_replacement,
+        *(
+            pytest.param(rule, marks=pytest.mark.slow)
+            for rule in (one_sample, token_level, with_replacement)
+        ),
+    ],
+    ids=lambda rule: rule.__name__.rpartition(".")[2],
+)
+def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params, batch):
+    """At every temperature, with cuts and penalties; some of them more often than others."""
+    tree = Tree.chain(3) if rule is token_level else TREE
+    drafter, weights = headed(few_tokens(target), target, params, tree)
+    names = {"target": drafter.target, "drafter": drafter, "rule": rule}
+    state = begin(params, weights, batch.prompts, **names, tokens=TOKENS)
+    sizes = {"tree": tree, "vocabulary": target.config.vocabulary}
+    dice = rule.roll(batch.keys, state.length, batch.sampling, **sizes)
+    text = Text(state.tokens, state.length, state.history)
+
+    @jax.jit
+    def propose(dice):
+        guesses = drafter.propose(weights, state.drafter, text, dice, batch.sampling, rule=rule)
+        return guesses[0]
+
+    guesses = propose(dice)
+    found = np.unique(guesses.tokens[:, 1:][np.asarray(guesses.valid)[:, 1:]])
+    assert len(found) > 10
+    assert set(found) <= set(np.asarray(weights.tokens))
+    if rule.WEIGHS:
+        other = np.setdiff1d(np.arange(target.config.vocabulary), weights.tokens)
+        assert np.all(np.asarray(guesses.logits)[..., other] == -np.inf)

@@ -1,5 +1,7 @@
 """Heads that read features: the arithmetic that the papers' code has, and nothing beside it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,24 @@ import pytest
 
 from jspec import ModelConfig
 from jspec.cache import commit, empty_block, empty_cache
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import alignment_alone, eagle, fspad, sampling_alone
 
 CONFIG = ModelConfig(
     vocabulary=40, width=16, feedforward=20, layers=1, heads=4, kv_heads=2, channels=4, context=32
 )
-HEADS = {"eagle": eagle, "fspad": fspad, "sampling": sampling_alone, "alignment": alignment_alone}
+EAGLE3 = {
+    "eagle-3": {},
+    "normed residual": {"norm_before_residual": True},
+    "normed output": {"norm_output": True},
+}
+HEADS = {
+    "eagle": eagle,
+    "fspad": fspad,
+    "sampling": sampling_alone,
+    "alignment": alignment_alone,
+    **{name: functools.partial(eagle3, layers=(0, 1, 2), **how) for name, how in EAGLE3.items()},
+}
 ROWS, LENGTH = 2, 7
 CAUSAL = np.tril(np.ones((LENGTH, LENGTH), bool))
 PLACES = np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH))
@@ -71,6 +85,8 @@ def gated(p, gate, up):
 
 def written_out(name, p, e, f):
     """The published forward pass of one text, embedding first."""
+    if name in EAGLE3:
+        return eagle3_written_out(name, p, e, f)
     x = np.concatenate([e, f], axis=-1) @ p["fuse"]["weight"].T + p["fuse"]["bias"]
     if name in ("fspad", "sampling"):
         x = x + gated(p["sampling"], e, normed(x, p["sampling_norm"]["weight"]))
@@ -81,6 +97,17 @@ def written_out(name, p, e, f):
         y = np.concatenate([x, x], axis=-1) + y
         return y[:, : CONFIG.width], y[:, CONFIG.width :]
     return x + y, x + y
+
+
+def eagle3_written_out(name, p, e, f):
+    normed_feature = normed(f, p["feature_norm"]["weight"])
+    both = np.concatenate([normed(e, p["embedding_norm"]["weight"]), normed_feature], axis=-1)
+    x = normed_feature if name == "normed residual" else f
+    x = x + attended(both, p["attention"])
+    inner = normed(x, p["feedforward_norm"]["weight"])
+    x = x + gated(p["feedforward"], inner, inner)
+    hidden = normed(x, p["norm"]["weight"])
+    return hidden, hidden if name == "normed output" else x
 
 
 def test_a_head_is_what_the_paper_writes(made):

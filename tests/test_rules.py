@@ -8,6 +8,8 @@ from laws import (
     SMALLEST_P,
     counts_of,
     enumerable_params,
+    head_params,
+    head_with_few_tokens,
     joint_law,
     p_value,
     speculative_draws,
@@ -80,6 +82,30 @@ def test_the_text_follows_the_law_of_the_target_under_every_rule(rule, tree):
         assert p > SMALLEST_P, name
         assert cut_short > 0.3, name
         assert written.tokens_per_round > 1.05, name
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [
+        (without_replacement, RAGGED),
+        pytest.param(token_level, CHAIN, marks=pytest.mark.slow),
+        pytest.param(with_replacement, PAIRS, marks=pytest.mark.slow),
+        pytest.param(coupled, RAGGED, marks=pytest.mark.slow),
+        pytest.param(one_sample, PAIRS, marks=pytest.mark.slow),
+    ],
+    ids=name_of,
+)
+def test_a_draft_that_has_not_every_token_does_not_sway_the_law(rule, tree):
+    how_to_draft = {"kind": head_with_few_tokens, "draft": head_params}
+    for seed, name in enumerate(("T=1.5", "penalties")):
+        how = HOW[name]
+        written = speculative_draws(130 + seed, rule=rule, tree=tree, **how_to_draft, **how)
+        p = p_value(counts_of(written), joint_law(**how))
+        print(f"{name}: p = {p:.3f}, {written.tokens_per_round:.2f} tokens per round")
+        assert p > SMALLEST_P, name
+        assert written.tokens_per_round > 1.05, name
+        missing = np.isin(written.tokens, (1, 4))
+        assert missing.any() and not np.asarray(written.guessed)[missing].any()
 
 
 @pytest.mark.parametrize("rule", WEIGHING, ids=name_of)

@@ -37,7 +37,7 @@ def blocks(seed: int, temperature: float = 1.0) -> Batch:
     tokens = np.random.default_rng(seed).integers(0, 50, (3, 25)).astype(np.int32)
     document = np.broadcast_to(np.arange(25) >= 9, (3, 25)).astype(np.int32)
     weight = np.broadcast_to(~np.isin(np.arange(24), (8, 9, 10)), (3, 24)).astype(np.float32)
-    return Batch(tokens, document, weight, np.full((3, 24), temperature, np.float32))
+    return Batch(tokens, document, weight, np.full((3, 24), temperature, np.float32), np.arange(3))
 
 
 def logits(model, params, batch) -> jax.Array:
@@ -162,6 +162,7 @@ def test_logits_of_a_whole_batch_never_exist_at_once():
         batch = Batch(
             *(jax.ShapeDtypeStruct(whole, jnp.int32) for _ in range(2)),
             *(jax.ShapeDtypeStruct(targets, jnp.float32) for _ in range(2)),
+            jax.ShapeDtypeStruct(whole[:1], jnp.int32),
         )
         program = jax.jit(jax.grad(objective, has_aux=True)).lower(weights, weights, batch)
         return program.compile().memory_analysis().temp_size_in_bytes

@@ -11,6 +11,7 @@ from texts import near
 
 from jspec import SmallModelDrafter, Tree, zoo
 from jspec.bench import health, law
+from jspec.bench.drafts import ModelDraft
 from jspec.bench.suite import Method
 from jspec.cli.main import main
 from jspec.formats.huggingface import load, save
@@ -81,7 +82,7 @@ def test_what_a_draft_lacks_is_named_in_order(models, tmp_path):
     target = load(models / "target")
     model = transformer(tiny_zoo.config(vocabulary=300))
     save(tmp_path / "draft", model, model.init(jax.random.key(5)), dtype="float32")
-    draft = load(tmp_path / "draft")
+    draft = ModelDraft(load(tmp_path / "draft"))
     tokens = np.random.default_rng(6).integers(0, 320, (2, 40)).astype(np.int32)
     found = health.examine(target, draft, tokens, 10)
     assert found.beyond == pytest.approx(np.mean(tokens[:, 10:] >= 300))

@@ -29,9 +29,11 @@ from jspec import (
     sampling,
     transformer,
 )
-from jspec.draft.feature_head import FeatureDrafter, HeadParams
-from jspec.models.heads import fspad
+from jspec.draft.feature_head import FeatureDrafter
+from jspec.models.eagle3 import Eagle3, eagle3
+from jspec.models.heads import Head, HeadParams, fspad
 from jspec.models.protocol import Params
+from jspec.models.transformer import observed
 from jspec.penalties import recall
 from jspec.sampling import noise, warp
 
@@ -100,19 +102,41 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
             SmallModelDrafter(other, Tree.fork(3, 2)), jax.jit(other.init)(jax.random.key(13))
         ),
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
-        "head": _head(target, params, Tree.branching((2, 2, 1))),
+        "head": headed(fspad(one_layer(target)), target, params, Tree.branching((2, 2, 1))),
+        "eagle-3": headed(few_tokens(target), target, params, Tree.branching((2, 2, 1))),
         "grown small": Candidate(SmallModelDrafter(target, Growth(3, 3, 8)), cousin),
-        "grown head": _head(target, params, Growth(4, 3, 16)),
+        "grown head": headed(fspad(one_layer(target)), target, params, Growth(4, 3, 16)),
         "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
         "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }
 
 
-def _head(target: Model, params: Params, tree: Tree | Growth) -> Candidate:
-    """A head that is fresh but for passing features on, so that it guesses right at times."""
-    head = fspad(dataclasses.replace(target.config, layers=1))
+def one_layer(target: Model) -> ModelConfig:
+    return dataclasses.replace(target.config, layers=1)
+
+
+def few_tokens(target: Model) -> Eagle3:
+    """EAGLE-3's head that reads the ends and the middle of the target, and has two of three of its
+    tokens."""
+    layers = 0, target.config.layers // 2, target.config.layers
+    kept = target.config.vocabulary * 2 // 3
+    return eagle3(one_layer(target), layers=layers, draft_vocabulary=kept)
+
+
+def headed(head: Head, target: Model, params: Params, tree: Tree | Growth) -> Candidate:
+    """A fresh head, whose tokens, where it has fewer, lie here and there among the target's."""
     own = jax.jit(head.init)(jax.random.key(14))
-    return Candidate(FeatureDrafter(head, target, tree), HeadParams(own, params))
+    target = observed(target, head.layers)
+    return Candidate(FeatureDrafter(head, target, tree), HeadParams(own, params, _offsets(head)))
+
+
+def _offsets(head: Head) -> Array | None:
+    vocabulary = head.config.vocabulary
+    kept = getattr(head.module, "draft_vocabulary", vocabulary)
+    if kept == vocabulary:
+        return None
+    tokens = np.random.default_rng(15).permutation(vocabulary)[:kept]
+    return jnp.asarray(np.sort(tokens) - np.arange(kept), jnp.int32)
 
 
 def mixed_batch(seed: int = 21) -> Batch:
@@ -171,7 +195,7 @@ def speculative_text(
         params,
         draft.params,
         *batch,
-        target=target,
+        target=getattr(draft.drafter, "target", target),  # which shows what it reads
         drafter=draft.drafter,
         tokens=tokens,
     )

@@ -2,11 +2,11 @@
 
 Two compiled loops are timed in turns: one of whole rounds of speculation, the other of nothing but
 the forward passes that such a round makes, of the same shapes: the draft's, level by level over the
-growing block, its late token's in as many rounds as the first loop had one, and the target's over
-the tree, each with its logits. What the first takes longer is drafting's top-k, noise,
-verification, commit and bookkeeping. Each pass of the second loop takes its tokens from the logits
-before it, and a barrier keeps every result whole, so that the compiler can neither drop nor merge
-the passes.
+growing block, its late token's in as many rounds as the first loop had one or a head's over the
+tokens that wait, and the target's over the tree, each with its logits. What the first takes longer
+is drafting's top-k, noise, verification, commit and bookkeeping. Each pass of the second loop takes
+its tokens from the logits before it, and a barrier keeps every result whole, so that the compiler
+can neither drop nor merge the passes.
 """
 
 import functools
@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jspec.bench.suite import Method, Workload
-from jspec.cache import Block, Cache
+from jspec.cache import Block, Cache, empty_block
 from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
+from jspec.draft.feature_head import FeatureDrafter, FeatureState
 from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.growth import Growth
+from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
@@ -133,6 +135,8 @@ def _passes(
             token = _draft_passes(
                 draft, memory.cache, block, token, model=drafter.model, tree=drafted
             )
+        elif isinstance(drafter, FeatureDrafter):
+            token = _head_passes(draft, state.drafter, token, drafter=drafter, tree=drafted)
         nodes = jnp.broadcast_to(token[:, None], (len(token), tree.size))
         mask = jnp.asarray(tree.mask)
         return _pass(params, nodes, mask, state.cache, None, 0, model=target)[0]
@@ -170,6 +174,35 @@ def _draft_passes(
         nodes = jnp.broadcast_to(token[:, None], (len(token), len(new)))
         seen = jnp.pad(jnp.asarray(level.mask), ((0, 0), (1, 0)))
         token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
+    return token
+
+
+def _head_passes(
+    draft: HeadParams, memory: FeatureState, token: Array, *, drafter: FeatureDrafter, tree: Tree
+) -> Array:
+    """A head's passes over the tokens that wait, and over the levels below the root: `[B]`."""
+    head, target = drafter.head, drafter.target
+
+    def run(token: Array, features: Array, mask: Array, block: Block | None, start: int) -> Guess:
+        nodes = jnp.broadcast_to(token[:, None], features.shape[:2])
+        positions = jnp.broadcast_to(memory.cache.length[:, None], nodes.shape)
+        inputs = head.embed(draft, nodes, target=target), features, positions, mask
+        guess = head.forward(draft.head, *inputs, memory.cache, block, start)
+        return jax.lax.optimization_barrier(guess)
+
+    def read(hidden: Array) -> Array:
+        logits = jax.lax.optimization_barrier(head.logits(draft, hidden, target=target))
+        return (logits[:, 0, 0] > 0).astype(jnp.int32)
+
+    waiting = jnp.tril(jnp.ones((tree.path_length, tree.path_length), bool))
+    guess = run(token, head.fuse(draft.head, memory.features), waiting, None, 0)
+    token, rows = read(guess.hidden[:, :1]), guess.block.k[0].dtype
+    block = empty_block(head.config, len(token), max(tree.rows - 1, 1), rows)
+    for new, level in list(inner_levels(tree))[1:]:
+        shape = (len(token), len(new), guess.features.shape[-1])
+        features = jnp.broadcast_to(guess.features[:, :1], shape)
+        guess = run(token, features, jnp.asarray(level.mask[:, 1:]), block, level.start - 1)
+        token, block = read(guess.hidden), guess.block
     return token
 
 

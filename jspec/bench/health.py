@@ -1,6 +1,5 @@
 """How well a draft knows its target, and why it may not."""
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jspec.bench.drafts import Draft, ModelDraft
 from jspec.formats.huggingface import Checkpoint
-from jspec.models.protocol import Model, Params
 
 WORTHLESS = 1.2
 """Tokens a round below which a draft is not worth its time."""
@@ -30,40 +29,47 @@ class Health:
     uniform: float
     beyond: float
     """The share of the text's tokens that the draft's vocabulary does not have."""
+    length: int
+    """Tokens of the text."""
 
     def record(self) -> dict[str, Any]:
         """For JSON, where there is no infinity."""
         return {k: v if math.isfinite(v) else None for k, v in asdict(self).items()}
 
 
-def examine(target: Checkpoint, draft: Checkpoint, tokens: np.ndarray, first: int) -> Health:
-    """Runs both models over `tokens` `[B, M]` and compares them from the place `first` on."""
+def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) -> Health:
+    """Runs both over `tokens` `[B, M]` and compares them from the place `first` on."""
+    first = max(first, 2)  # of what follows the first token no head knows anything
     written = tokens[:, first:]
-    sizes = [model.model.config.vocabulary for model in (target, draft)]
+    known = written < draft.vocabulary
     (ours, target_loss), (theirs, draft_loss) = (
-        _guesses(model.params, tokens, model=model.model) for model in (target, draft)
+        _guesses(guesser.logits(tokens[:, :-1]), tokens[:, 1:])
+        for guesser in (ModelDraft(target), draft)
     )
-    known = written < sizes[1]
     place = slice(first - 1, None)
     nats = np.asarray(draft_loss)[:, place][known]
     return Health(
         agreement=float(np.mean(np.asarray(ours == theirs)[:, place])),
         target_loss=float(np.mean(np.asarray(target_loss)[:, place])),
         draft_loss=float(np.mean(nats)) if known.any() else math.inf,
-        uniform=math.log(sizes[1]),
+        uniform=math.log(draft.vocabulary),
         beyond=float(np.mean(~known)),
+        length=tokens.shape[1],
     )
 
 
-def causes(target: Checkpoint, draft: Checkpoint, health: Health, *, dtype: str) -> Iterator[str]:
+def causes(target: Checkpoint, draft: Draft, health: Health, *, dtype: str) -> Iterator[str]:
     """What is likely to be wrong with a draft that guesses badly, the likeliest first."""
-    if draft.tokenizer is None:
-        yield "tokenizer: the draft's folder has none, so its tokens may not be the target's"
-    elif _template(target) != _template(draft) and _template(draft):
-        yield "chat template: the draft's is another, so it learned other turns than it reads now"
+    if isinstance(draft, ModelDraft):
+        yield from _of_text(target, draft.checkpoint)
     if health.beyond > 0.01:
         yield (
             f"vocabulary: {health.beyond:.0%} of the text are tokens that the draft does not have"
+        )
+    if health.length > draft.context:
+        yield (
+            f"context: the text has {health.length} tokens, and the draft was made for "
+            f"{draft.context} (its max_position_embeddings)"
         )
     if not health.target_loss < health.uniform - CHANCE:
         yield (
@@ -83,17 +89,21 @@ def causes(target: Checkpoint, draft: Checkpoint, health: Health, *, dtype: str)
     )
 
 
+def _of_text(target: Checkpoint, draft: Checkpoint) -> Iterator[str]:
+    """What may be wrong with how a model came to its tokens."""
+    if draft.tokenizer is None:
+        yield "tokenizer: the draft's folder has none, so its tokens may not be the target's"
+    elif _template(target) != _template(draft) and _template(draft):
+        yield "chat template: the draft's is another, so it learned other turns than it reads now"
+
+
 def _template(model: Checkpoint) -> Any:
     return getattr(model.tokenizer, "chat_template", None)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _guesses(params: Params, tokens: jax.Array, *, model: Model) -> tuple[jax.Array, jax.Array]:
-    """At all places but the last of `[B, M]`: the best next token, and the true one's nats."""
-    length = tokens.shape[1] - 1
-    positions = jnp.broadcast_to(jnp.arange(length)[None], (len(tokens), length))
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    logits = model.logits(params, model.forward(params, tokens[:, :-1], positions, causal).hidden)
-    following = jnp.minimum(tokens[:, 1:, None], logits.shape[-1] - 1)
-    likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), following, axis=-1)[..., 0]
+@jax.jit
+def _guesses(logits: jax.Array, following: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of `[B, T, V]`: the best tokens `[B, T]`, and the nats that the true ones are given."""
+    true = jnp.minimum(following[:, :, None], logits.shape[-1] - 1)
+    likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), true, axis=-1)[..., 0]
     return jnp.argmax(logits, axis=-1), -likelihood

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 
+from jspec.bench.drafts import Draft
 from jspec.bench.timing import Run
 from jspec.candidates import Rule
 from jspec.decode import Generation, autoregress, generate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
-from jspec.draft.small_model import SmallModelDrafter
-from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
@@ -71,12 +70,9 @@ def workload(
     )
 
 
-def small_model(
-    name: str, draft: Checkpoint, tree: str, context: int, rule: Rule = coupled
-) -> Method:
+def drafted(name: str, draft: Draft, tree: str, context: int, rule: Rule = coupled) -> Method:
     """Speculation by a draft over a tree, which is given as text."""
-    drafter = SmallModelDrafter(draft.model, read_tree(tree, context))
-    return Method(name, drafter, draft.params, rule)
+    return Method(name, draft.drafter(read_tree(tree, context)), draft.params, rule)
 
 
 def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:

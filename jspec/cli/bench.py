@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.breakdown import Breakdown
+    from jspec.bench.drafts import Draft
     from jspec.bench.fullness import Fullness
     from jspec.bench.peers import Peer
     from jspec.bench.suite import Method, Program, Workload
@@ -27,7 +28,7 @@ class Bench(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     drafts: tuple[str, ...] = settings.DRAFTS
-    """Drafts to compare."""
+    """Drafts to compare: small models, and heads made for the target."""
     trees: tuple[str, ...] = settings.TREES
     """Trees for each draft: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
     lookups: tuple[str, ...] = settings.LOOKUPS
@@ -69,7 +70,7 @@ class Bench(Verb):
 
         self._check()
         target = read_target(self.target, self.dtype)
-        drafts = {name: read_draft(name, target, self.dtype) for name in self.drafts}
+        drafts = {name: find_draft(name, target, self.dtype) for name in self.drafts}
         work = self._workload(target)
         methods = self._methods(target, drafts)
         batches = len(work.batches)
@@ -134,16 +135,16 @@ class Bench(Verb):
             prose=self.prose,
         )
 
-    def _methods(self, target: "Checkpoint", drafts: "dict[str, Checkpoint]") -> "list[Method]":
+    def _methods(self, target: "Checkpoint", drafts: "dict[str, Draft]") -> "list[Method]":
         from jspec import verify
-        from jspec.bench.suite import PLAIN, Method, admitted, lookup, small_model
+        from jspec.bench.suite import PLAIN, Method, admitted, drafted, lookup
 
         context = target.model.config.context
         methods = []
         for word in self.rules:
             rule, said = getattr(verify, word), "" if word == "coupled" else f" {word}"
             methods += [
-                small_model(f"{name} {tree}{said}", draft, tree, context, rule)
+                drafted(f"{name} {tree}{said}", draft, tree, context, rule)
                 for name, draft in drafts.items()
                 for tree in self.trees
             ]
@@ -163,16 +164,18 @@ class Bench(Verb):
     def _peers(
         self,
         target: "Checkpoint",
-        drafts: "dict[str, Checkpoint]",
+        drafts: "dict[str, Draft]",
         work: "Workload",
         tick: Tick,
     ) -> "list[Peer]":
+        from jspec.bench.drafts import ModelDraft
         from jspec.bench.peers import peers
 
         if not self.against_transformers:
             return []
         tick("loading transformers")
-        folders = [(name, draft.folder) for name, draft in drafts.items()]
+        models = {name: d for name, d in drafts.items() if isinstance(d, ModelDraft)}
+        folders = [(name, draft.checkpoint.folder) for name, draft in models.items()]
         return peers(target.folder, folders, work)
 
     def _speculative(self, methods: "Sequence[Method]") -> "list[tuple[Method, float]]":

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from jspec.bench import settings
-from jspec.cli.pair import read_draft, read_target
+from jspec.cli.pair import find_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.agreement import Difference
+    from jspec.bench.drafts import Draft
     from jspec.bench.suite import Program, Workload
     from jspec.bench.summary import Row
     from jspec.bench.timing import Sample
@@ -34,7 +35,7 @@ class Demo(Verb):
         from jspec.zoo.prompts import held_out_prompts
 
         target = read_target(settings.TARGET, "float32")
-        draft = read_draft(settings.DRAFT, target, "float32")
+        draft = find_draft(settings.DRAFT, target, "float32")
         rows = held_out_prompts(target.tokenizer, settings.DEMO_PROMPTS, settings.PROMPT_LENGTH)
         context = target.model.config.context
         work = workload(rows, batch=1, tokens=settings.TOKENS, context=context, seed=settings.SEED)
@@ -85,16 +86,16 @@ def setting(
 
 
 def compile_methods(
-    target: "Checkpoint", draft: "Checkpoint", work: "Workload", tick: Callable[[str], None]
+    target: "Checkpoint", draft: "Draft", work: "Workload", tick: Callable[[str], None]
 ) -> "list[Program]":
     """Plain decoding and the three ways to speculate, each compiled."""
-    from jspec.bench.suite import PLAIN, Method, Program, lookup, small_model
+    from jspec.bench.suite import PLAIN, Method, Program, drafted, lookup
 
     context = target.model.config.context
     methods = (
         Method(PLAIN),
-        small_model("chain", draft, settings.CHAIN, context),
-        small_model("tree", draft, settings.TREE, context),
+        drafted("chain", draft, settings.CHAIN, context),
+        drafted("tree", draft, settings.TREE, context),
         lookup("look-up", settings.LOOKUP, context),
     )
     programs = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -29,7 +29,8 @@ class Generate(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str | None = None
-    """The small model that guesses; zoo:distilled when the target is the zoo's."""
+    """The small model, or the head made for the target, that guesses; zoo:distilled when the target
+    is the zoo's."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     plain: bool = False
@@ -181,7 +182,7 @@ class Generate(Verb):
         options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
             return stream_plain(target.params, batch, keys, law, **options)
-        drafter, draft = self._drafter(target, context, mesh)
+        drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
         rule = getattr(verify, self.rule)
         rule.admit(drafter.tree, drafter.draws)
         return stream(
@@ -195,15 +196,15 @@ class Generate(Verb):
             **options,
         )
 
-    def _drafter(self, target: "Checkpoint", context: int, mesh: "Mesh | None") -> tuple[Any, Any]:
-        """The drafter and its parameters."""
+    def _drafter(self, target: "Checkpoint", length: int, mesh: "Mesh | None") -> tuple[Any, Any]:
+        """The drafter and its parameters, for a text of at most `length` tokens."""
         from jspec.draft.lookup import LookupDrafter
-        from jspec.draft.small_model import SmallModelDrafter
         from jspec.shapes import read_tree
 
         chain = self.rule == "token_level"  # which follows nothing else
         usual = settings.CHAIN if chain else settings.TREE
         usual = settings.LOOKUP if self.lookup else usual
+        context = target.model.config.context
         tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
             return LookupDrafter(tree), ()
@@ -211,14 +212,21 @@ class Generate(Verb):
             raise ValueError(
                 f"target={self.target!r} has no draft of its own: give --draft, --lookup or --plain"
             )
-        draft = read_draft(
+        draft = find_draft(
             settings.DRAFT if self.draft is None else self.draft,
             target,
             self.dtype,
             mesh,
             replicated=self.replicate_draft,
         )
-        return SmallModelDrafter(draft.model, tree), draft.params
+        if length > draft.context:
+            console().print(
+                f"draft={self.draft!r}: max_position_embeddings says that it was made for texts of "
+                f"{draft.context} tokens, and the target for {context}; past {draft.context} it "
+                "may guess badly, and the text stays what it is",
+                soft_wrap=True,
+            )
+        return draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:
         """Statistics on stderr, or everything as one object on stdout."""

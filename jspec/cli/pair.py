@@ -1,12 +1,15 @@
 """A target and its draft, as the command line names them."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jspec.bench.drafts import Draft
+    from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -31,11 +34,8 @@ def read_model(
     from jspec.sharding import REPLICATED, RULES
 
     rules = REPLICATED if replicated else RULES
-    try:
+    with _named(argument, source):
         return load(zoo.find(source), dtype=dtype, mesh=mesh, rules=rules)
-    except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
-        raise ValueError(f"{argument}={source!r}: {reason}") from error
 
 
 def read_target(source: str, dtype: str, mesh: "Mesh | None" = None) -> "Checkpoint":
@@ -75,6 +75,63 @@ def read_draft(
             "differ in padding at the end alone, so use a draft that was made for this target"
         )
     return draft
+
+
+def find_draft(
+    source: str,
+    target: "Checkpoint",
+    dtype: str,
+    mesh: "Mesh | None" = None,
+    *,
+    replicated: bool = False,
+) -> "Draft":
+    """Loads a draft of any kind: a model whose tokens are the target's, or a head made for it."""
+    from jspec.bench.drafts import HeadDraft, ModelDraft
+
+    if is_head("draft", source):
+        head = read_head("draft", source, target, dtype, mesh, replicated=replicated)
+        return HeadDraft(head, target)
+    return ModelDraft(read_draft(source, target, dtype, mesh, replicated=replicated))
+
+
+def is_head(argument: str, source: str) -> bool:
+    """Whether what is there holds a head, of whatever layout; errors name the argument."""
+    from jspec import zoo
+    from jspec.formats.heads import head_layout
+
+    with _named(argument, source):
+        return head_layout(zoo.find(source)) is not None
+
+
+def read_head(
+    argument: str,
+    source: str,
+    target: "Checkpoint",
+    dtype: str,
+    mesh: "Mesh | None" = None,
+    *,
+    replicated: bool = False,
+) -> "HeadCheckpoint":
+    """Loads a head that was made for `target`; errors name the argument."""
+    from jspec import zoo
+    from jspec.formats.heads import load_head
+    from jspec.sharding import REPLICATED, RULES
+
+    rules = REPLICATED if replicated else RULES
+    with _named(argument, source):
+        return load_head(
+            zoo.find(source), target.model, target.params, dtype=dtype, mesh=mesh, rules=rules
+        )
+
+
+@contextlib.contextmanager
+def _named(argument: str, source: str) -> Iterator[None]:
+    """What is inside raises errors that name the argument."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
+        raise ValueError(f"{argument}={source!r}: {reason}") from error
 
 
 def disagreement(target: Mapping[str, int], draft: Mapping[str, int], *, size: int) -> str:

@@ -1,42 +1,109 @@
-"""A model on its way into a folder, and what it is."""
+"""A model or a head on its way into a folder, and what it is."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from jspec.cli.pair import write_model
+from jspec.cli.pair import Dtype, is_head, read_head, read_model, write_model
 from jspec.cli.screen import console, emit
-from jspec.cli.verb import DONE
+from jspec.cli.verb import DONE, Verb
 
 if TYPE_CHECKING:
+    from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
 
+MODEL_FORMAT = "hf"
 
-def transfer(source: str, model: "Checkpoint", folder: Path, dtype: str, *, json: bool) -> int:
-    """Writes the model, says what was written, and returns the exit code."""
-    import jax
 
-    write_model(folder, model, dtype)
-    place = folder.expanduser().absolute()
-    config = model.model.config
-    record = {
-        "source": source,
-        "folder": str(place),
-        "family": model.family,
-        "dtype": dtype,
-        "parameters": sum(x.size for x in jax.tree.leaves(model.params)),
-        "bytes": sum(file.stat().st_size for file in place.glob("*.safetensors")),
-        "layers": config.layers,
-        "width": config.width,
-        "vocabulary": config.vocabulary,
-        "context": config.context,
-        "end_of_text": list(model.end_of_text),
-    }
-    if json:
-        emit(record)
-    else:
-        console().print(
-            f"{source}: {model.family} of {record['parameters']:,} parameters in {dtype}, "
-            f"{record['bytes'] / 1e6:.1f} MB, in {place}",
-            soft_wrap=True,
+@dataclass(kw_only=True)
+class Transfer(Verb):
+    """What the verbs share that write a folder."""
+
+    dtype: Dtype = "bfloat16"
+    """Of the weights in the file; the zoo's are bfloat16."""
+    format: Literal["hf", "eagle", "eagle3", "speculators"] | None = None
+    """The layout to write: hf, which is a whole model's, or one of a head's. If nothing is said, hf
+    for a model, and for a head eagle, which EAGLE, HASS and FSPAD have."""
+    target: str | None = None
+    """Of a head: the model that it was made for, which it is held against and whose embedding is
+    written with it."""
+
+    def transfer(self, argument: str, source: str, folder: Path) -> int:
+        """Reads what `argument` names, writes it, says so, and returns the exit code."""
+        if is_head(argument, source):
+            if self.target is None:
+                raise ValueError(
+                    f"target: {source} is a head, so name the model that it was made for"
+                )
+            target = read_model("target", self.target, self.dtype)
+            head = read_head(argument, source, target, self.dtype)
+            return self.write_head(source, head, target, folder)
+        return self.write_model(source, read_model(argument, source, self.dtype), folder)
+
+    def write_model(self, source: str, model: "Checkpoint", folder: Path) -> int:
+        """Writes a whole model."""
+        if self.format not in (None, MODEL_FORMAT):
+            raise ValueError(
+                f"format={self.format!r}: {source} is a whole model, no head, so {MODEL_FORMAT} is "
+                "its format"
+            )
+        if self.target is not None:
+            raise ValueError(f"target={self.target!r}: {source} is no head, so leave it out")
+        write_model(folder, model, self.dtype)
+        config = model.model.config
+        about = {"layers": config.layers, "end_of_text": list(model.end_of_text)}
+        return self._say(source, model.family, model, folder, config, about)
+
+    def write_head(
+        self, source: str, head: "HeadCheckpoint", target: "Checkpoint", folder: Path
+    ) -> int:
+        """Writes a head beside the embedding of its target."""
+        from jspec.formats.heads import save_head
+
+        if self.format == MODEL_FORMAT:
+            raise ValueError(f"format={self.format!r}: {source} is a head, so it may be eagle")
+        format = self.format or head.format
+        save_head(
+            folder,
+            head.head,
+            head.params,
+            embedding=target.params["embedding"],
+            dtype=self.dtype,
+            format=format,
         )
-    return DONE
+        about = {"target": self.target}
+        return self._say(source, format, head, folder, head.head.config, about)
+
+    def _say(
+        self,
+        source: str,
+        family: str,
+        read: "Checkpoint | HeadCheckpoint",
+        folder: Path,
+        config: Any,
+        about: dict[str, Any],
+    ) -> int:
+        import jax
+
+        place = folder.expanduser().absolute()
+        record = {
+            "source": source,
+            "folder": str(place),
+            "family": family,
+            "dtype": self.dtype,
+            "parameters": sum(x.size for x in jax.tree.leaves(read.params)),
+            "bytes": sum(file.stat().st_size for file in place.glob("*.safetensors")),
+            "width": config.width,
+            "vocabulary": config.vocabulary,
+            "context": config.context,
+            **about,
+        }
+        if self.json:
+            emit(record)
+        else:
+            console().print(
+                f"{source}: {family} of {record['parameters']:,} parameters in {self.dtype}, "
+                f"{record['bytes'] / 1e6:.1f} MB, in {place}",
+                soft_wrap=True,
+            )
+        return DONE

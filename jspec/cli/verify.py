@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, read_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from jspec.bench.drafts import Draft
     from jspec.bench.health import Health
     from jspec.bench.suite import Method, Program, Workload
     from jspec.formats.huggingface import Checkpoint
@@ -25,7 +28,8 @@ class Verify(Verb):
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str | None = None
-    """The small model that guesses; zoo:distilled when nothing is given."""
+    """The small model, or the head made for the target, that guesses; zoo:distilled when nothing is
+    given."""
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     tree: str | None = None
@@ -46,11 +50,11 @@ class Verify(Verb):
     """Of the noise."""
 
     def run(self) -> int:
-        from jspec.bench.health import WORTHLESS, causes
+        from jspec.bench.health import WORTHLESS
 
         self._check()
         target = read_target(self.target, self.dtype)
-        draft = None if self.lookup else read_draft(self._guesser, target, self.dtype)
+        draft = None if self.lookup else find_draft(self._guesser, target, self.dtype)
         work = self._workload(target)
         method = self._method(target, draft)
         with steps(3 + len(self.temperatures)) as tick:
@@ -58,9 +62,12 @@ class Verify(Verb):
             rows = [
                 self._compare(t, method, target, work, plain, ours, tick) for t in self.temperatures
             ]
-            health = None if draft is None else self._examine(target, draft, work, plain, tick)
-        slow = min(row["tokens_per_round"] for row in rows) < WORTHLESS
-        reasons = list(causes(target, draft, health, dtype=self.dtype)) if slow and health else []
+            slow = min(row["tokens_per_round"] for row in rows) < WORTHLESS
+            health, reasons = None, []
+            if draft is not None:
+                tick("examining the draft")
+                text = self._text(work, plain)
+                health, reasons = self._examine(target, draft, text, slow=slow)
         if self.json:
             emit({"rule": self.rule, "method": method.name, "temperatures": rows,
                   "health": health and health.record(), "causes": reasons})  # fmt: skip
@@ -89,9 +96,9 @@ class Verify(Verb):
             seed=self.seed,
         )
 
-    def _method(self, target: "Checkpoint", draft: "Checkpoint | None") -> "Method":
+    def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
         from jspec import verify
-        from jspec.bench.suite import lookup, small_model
+        from jspec.bench.suite import drafted, lookup
 
         rule, context = getattr(verify, self.rule), target.model.config.context
         if draft is None:
@@ -100,7 +107,7 @@ class Verify(Verb):
         else:
             chain = self.rule == "token_level"
             tree = self.tree or (settings.CHAIN if chain else settings.TREE)
-            method = small_model(f"{self._guesser} {tree}", draft, tree, context, rule)
+            method = drafted(f"{self._guesser} {tree}", draft, tree, context, rule)
         rule.admit(method.drafter.tree, method.drafter.draws)
         return method
 
@@ -161,22 +168,27 @@ class Verify(Verb):
         prompts = work.batches[0]
         return prompts.tokens[0, : prompts.length[0]].tolist()
 
-    def _examine(
-        self,
-        target: "Checkpoint",
-        draft: "Checkpoint",
-        work: "Workload",
-        plain: "Program",
-        tick: Tick,
-    ) -> "Health":
+    def _text(self, work: "Workload", plain: "Program") -> "np.ndarray":
+        """The prompts and what the target goes on with."""
         import numpy as np
 
-        from jspec.bench.health import examine
-
-        tick("examining the draft")
         prompts = work.batches[0].tokens[:, : self.prompt_length]
-        text = np.concatenate([prompts, plain.write(0, 0.0).tokens], axis=1)
-        return examine(target, draft, text, self.prompt_length)
+        return np.concatenate([prompts, plain.write(0, 0.0).tokens], axis=1)
+
+    def _examine(
+        self, target: "Checkpoint", draft: "Draft", text: "np.ndarray", *, slow: bool
+    ) -> "tuple[Health, list[str]]":
+        """How well the draft knows the text, and why it may not where it is slow."""
+        from jspec.bench.diagnosis import diagnose
+        from jspec.bench.drafts import HeadDraft
+        from jspec.bench.health import causes, examine
+
+        health = examine(target, draft, text, self.prompt_length)
+        if not slow:
+            return health, []
+        head = isinstance(draft, HeadDraft)
+        found = diagnose(draft, text, self.prompt_length) if head else []
+        return health, [*found, *causes(target, draft, health, dtype=self.dtype)]
 
 
 def _lines(

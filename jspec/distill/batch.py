@@ -17,12 +17,14 @@ class Batch(NamedTuple):
         first token and for padding.
       temperature: `[B, T]` float32, of the laws that a loss compares at a target; 0 stands for the
         teacher's likeliest token.
+      number: `[B]` int32, of the row in its source, which tells its noise from that of others.
     """
 
     tokens: Array
     document: Array
     weight: Array
     temperature: Array
+    number: Array
 
     @property
     def positions(self) -> Array:

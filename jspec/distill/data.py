@@ -83,10 +83,13 @@ class Blocks:
             epoch: np.random.default_rng((self.seed, epoch)).permutation(len(self))
             for epoch in set(epochs.tolist())
         }
-        chosen = [orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)]
-        return Batch(*map(np.stack, zip(*map(self._row, chosen), strict=True)))
+        rows = [
+            self._row(orders[epoch][place], number)
+            for epoch, place, number in zip(epochs, places, numbers, strict=True)
+        ]
+        return Batch(*map(np.stack, zip(*rows, strict=True)))
 
-    def _row(self, row: int) -> Batch:
+    def _row(self, row: int, number: int) -> Batch:
         pieces = self.pieces[self.ends[row - 1] if row else 0 : self.ends[row]]
         size, place = self.length + 1, 0
         # What is left over belongs to a document of its own, which counts for nothing.
@@ -99,7 +102,7 @@ class Blocks:
             weight[here], temperature[here] = text.weight[start:stop], text.temperature
             weight[place] = 0  # nothing before it says what it is
             place = here.stop
-        return Batch(tokens, document, weight[1:], temperature[1:])
+        return Batch(tokens, document, weight[1:], temperature[1:], np.int32(number))
 
 
 def pack(
@@ -156,7 +159,8 @@ class Mixture:
             source = chosen[place]
             number = period * counts[source] + rank[place]
             drawn.append(self.sources[source].rows(np.array([number])))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *drawn)
+        rows: Batch = jax.tree.map(lambda *rows: np.concatenate(rows), *drawn)
+        return rows._replace(number=numbers.astype(np.int32))
 
     @functools.cached_property
     def _pattern(self) -> tuple[np.ndarray, np.ndarray]:

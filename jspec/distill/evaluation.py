@@ -42,6 +42,7 @@ def decoding(
     *,
     target: Model,
     drafter: Drafter,
+    drafting: Callable[[Params, Params], Params],
     tokens: int,
 ) -> Callable[[Params], dict[str, float]]:
     """Tokens a round, and the share of rounds that kept a node of each depth, by decoding.
@@ -49,6 +50,7 @@ def decoding(
     Args:
       rows: held-out prompts, all of which are written together.
       served: the temperatures of each measurement.
+      drafting: what the drafter is given, from the student's parameters and the target's.
     """
     prompts = ragged(rows, context=target.config.context, tokens=tokens)
     keys = jax.random.split(jax.random.key(SEED), len(rows))
@@ -58,10 +60,10 @@ def decoding(
     }
 
     def found(params: Params) -> dict[str, float]:
-        numbers = {}
+        numbers, draft = {}, drafting(params, target_params)
         for name, temperatures in wanted.items():
             text = generate(
-                target_params, params, prompts, keys, temperatures,
+                target_params, draft, prompts, keys, temperatures,
                 target=target, drafter=drafter, tokens=tokens,
             )  # fmt: skip
             numbers[f"{TOKENS_PER_ROUND}@{name}"] = text.tokens_per_round

@@ -1,6 +1,6 @@
 """What a step lowers, over the very model code that decodes: nats of a text, or a teacher's law."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +11,7 @@ from jax import Array
 from jspec.cache import empty_block
 from jspec.distill.batch import Batch
 from jspec.distill.losses import Loss, total_variation
-from jspec.models.protocol import Model, Params, row_dtype
+from jspec.models.protocol import Model, Output, Params, row_dtype
 
 Measures = dict[str, Array]
 
@@ -40,8 +40,8 @@ def language_model(
         lies beyond a chunk, which on CPU makes a step of 512 tokens a seventh faster.
     """
     total = jnp.float32(0)
-    for piece, hidden in read(params, batch, model=model, chunk=chunk):
-        logits, targets = model.logits(params, hidden), batch.tokens[:, 1:][:, piece]
+    for piece, output in read(params, batch, model=model, chunk=chunk):
+        logits, targets = model.logits(params, output.hidden), batch.tokens[:, 1:][:, piece]
         per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         total += (per_token * batch.weight[:, piece]).sum()
     return total / jnp.maximum(batch.weight.sum(), 1.0), {}
@@ -72,31 +72,44 @@ def distillation(
     # Where one model's tokens are the other's and more, what is more is padding.
     vocabulary = min(model.config.vocabulary, teacher.config.vocabulary)
 
-    def compare(params: Params, ours: Array, piece: tuple[Array, ...]) -> Array:
-        theirs, weight, t = piece
-        greedy, t = (t == 0)[..., None], jnp.where(t == 0, 1, t)[..., None]
-        student = model.logits(params, ours)[..., :vocabulary] / t
-        target = teacher.logits(frozen, theirs)[..., :vocabulary] / t
-        # Finding the likeliest token of every law is dear on CPU, and mostly not asked for.
-        target = jax.lax.cond(
-            greedy.any(), lambda x: jnp.where(greedy, _likeliest(x), x), lambda x: x, target
-        )
-        refused = jax.lax.stop_gradient(total_variation(target, student))
-        return jnp.stack([(loss(target, student) * weight).sum(), (refused * weight).sum()])
+    def compare(params: Params, frozen: Params, ours: Array, told: tuple[Array, ...]) -> Array:
+        theirs, weight, temperature = told
+        student = model.logits(params, ours)[..., :vocabulary]
+        target = teacher.logits(frozen, theirs)[..., :vocabulary]
+        return jnp.stack(against(loss, target, student, weight, temperature))
 
     told = [
         *(
-            jnp.concatenate([x for _, x in read(weights, batch, model=reader, chunk=chunk)], axis=1)
+            whole(read(weights, batch, model=reader, chunk=chunk), lambda output: output.hidden)
             for weights, reader in ((params, model), (frozen, teacher))
         ),
         batch.weight,
         batch.temperature,
     ]
-    ours, *told = (_pieces(x, chunk or PIECE) for x in told)
-    value, refused = _summed(compare)(params, ours, tuple(told)) / jnp.maximum(
+    ours, *told = (pieces(x, chunk or PIECE) for x in told)
+    value, refused = summed(compare, 2)(params, frozen, ours, tuple(told)) / jnp.maximum(
         batch.weight.sum(), 1.0
     )
     return value, {"acceptance": 1 - refused}
+
+
+def against(
+    loss: Loss, target: Array, student: Array, weight: Array, temperature: Array
+) -> tuple[Array, Array]:
+    """The sums of a loss, and of what token-level rejection refuses, from logits `[..., V]`.
+
+    Args:
+      weight, temperature: `[...]`, as a batch has them.
+    """
+    greedy = (temperature == 0)[..., None]
+    t = jnp.where(greedy, 1, temperature[..., None])
+    target, student = target / t, student / t
+    # Finding the likeliest token of every law is dear on CPU, and mostly not asked for.
+    target = jax.lax.cond(
+        greedy.any(), lambda x: jnp.where(greedy, _likeliest(x), x), lambda x: x, target
+    )
+    refused = jax.lax.stop_gradient(total_variation(target, student))
+    return (loss(target, student) * weight).sum(), (refused * weight).sum()
 
 
 def computed_in(objective: Objective, dtype: str) -> Objective:
@@ -110,8 +123,8 @@ def computed_in(objective: Objective, dtype: str) -> Objective:
 
 def read(
     params: Params, batch: Batch, *, model: Model, chunk: int = 0
-) -> Iterator[tuple[slice, Array]]:
-    """One causal pass over a batch, in chunks: the places of each and its hidden states."""
+) -> Iterator[tuple[slice, Output]]:
+    """One causal pass over a batch, in chunks: the places of each, and what it gives."""
     tokens, document = batch.tokens[:, :-1], batch.document[:, :-1]
     rows, length = tokens.shape
     chunk, positions = chunk or length, batch.positions
@@ -129,47 +142,66 @@ def read(
             start=first,
         )
         block = output.block
-        yield piece, output.hidden
+        yield piece, output
 
 
-def _summed(
-    compare: Callable[[Params, Array, tuple[Array, ...]], Array],
-) -> Callable[[Params, Array, tuple[Array, ...]], Array]:
-    """The sum of `compare` `[2]` over pieces, whose gradient, of its first number, is made in the
-    same pass: what a piece takes is gone before the next begins, and none of it is made twice."""
+def whole(outputs: Iterable[tuple[slice, Output]], take: Callable[[Output], Array]) -> Array:
+    """What is taken of a pass, `[B, T, ...]`."""
+    return jnp.concatenate([take(output) for _, output in outputs], axis=1)
+
+
+def summed(
+    compare: Callable[[Params, Params, Array, tuple[Array, ...]], Array], count: int
+) -> Callable[[Params, Params, Array, tuple[Array, ...]], Array]:
+    """The sum of `compare` `[count]` over pieces, whose gradient, of its first number, is made in
+    the same pass: what a piece takes is gone before the next begins, and none of it is made twice.
+
+    It is given parameters, others that are frozen, and of each piece our hidden states and what is
+    told of it; parameters and hidden states have gradients.
+    """
 
     @jax.custom_vjp
-    def total(params: Params, ours: Array, pieces: tuple[Array, ...]) -> Array:
+    def total(params: Params, frozen: Params, ours: Array, told: tuple[Array, ...]) -> Array:
         def add(sums: Array, piece: tuple[Any, ...]) -> tuple[Array, None]:
-            return sums + compare(params, *piece), None
+            return sums + compare(params, frozen, *piece), None
 
-        return jax.lax.scan(add, jnp.zeros(2), (ours, pieces))[0]
+        return jax.lax.scan(add, jnp.zeros(count), (ours, told))[0]
 
-    def forward(params: Params, ours: Array, pieces: tuple[Array, ...]) -> tuple[Array, Any]:
+    def forward(
+        params: Params, frozen: Params, ours: Array, told: tuple[Array, ...]
+    ) -> tuple[Array, Any]:
         def add(carry: Any, piece: tuple[Any, ...]) -> tuple[Any, Array]:
             sums, gradients = carry
-            ours, piece = piece
-            found, pull = jax.vjp(lambda params, ours: compare(params, ours, piece), params, ours)
-            by_params, by_ours = pull(jnp.array([1.0, 0.0]))
+            ours, told = piece
+            found, pull = jax.vjp(
+                lambda *moved: compare(moved[0], frozen, moved[1], told), params, ours
+            )
+            by_params, by_ours = pull(jnp.zeros(count).at[0].set(1.0))
             return (sums + found, jax.tree.map(jnp.add, gradients, by_params)), by_ours
 
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-        (sums, by_params), by_ours = jax.lax.scan(add, (jnp.zeros(2), nothing), (ours, pieces))
+        (sums, by_params), by_ours = jax.lax.scan(add, (jnp.zeros(count), nothing), (ours, told))
         by_params = jax.tree.map(lambda x, param: x.astype(param.dtype), by_params, params)
         return sums, (by_params, by_ours)
 
     def backward(gradients: Any, weight: Array) -> Any:
-        return *jax.tree.map(lambda x: (x * weight[0]).astype(x.dtype), gradients), None
+        by_params, by_ours = jax.tree.map(lambda x: (x * weight[0]).astype(x.dtype), gradients)
+        return by_params, None, by_ours, None
 
     total.defvjp(forward, backward)
     return total
 
 
-def _pieces(x: Array, longest: int) -> Array:
-    """`[B, T, ...]` as `[n, B, T / n, ...]`, of the longest pieces up to a length that fill T."""
+def pieces(x: Array, longest: int) -> Array:
+    """`[B, T, ...]` as `[n, B, T / n, ...]`, in pieces of `piece(T, longest)`."""
     rows, length, *rest = x.shape
-    size = next(size for size in range(min(longest, length), 0, -1) if length % size == 0)
+    size = piece(length, longest)
     return jnp.moveaxis(x.reshape(rows, length // size, size, *rest), 1, 0)
+
+
+def piece(length: int, longest: int) -> int:
+    """The greatest divisor of a length that is no more than `longest`."""
+    return next(size for size in range(min(longest, length), 0, -1) if length % size == 0)
 
 
 def _likeliest(logits: Array) -> Array:

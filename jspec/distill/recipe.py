@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 
 from jspec.config import ModelConfig
 from jspec.distill.optimizer import OPTIMIZERS, SCHEDULES
+from jspec.distill.sources import Answers, Rollouts, Text
 from jspec.distill.temperatures import read_served, read_temperatures
 
+HEADS = ("eagle", "fspad", "sampling_alone", "alignment_alone", "eagle3")
 CHOICES = {
     "compute": ("float32", "bfloat16"),
     "optimizer": tuple(OPTIMIZERS),
@@ -138,62 +140,58 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text:
-    """Text as it is: where the other sources take their prompts from, too.
+class FeatureHead:
+    """A head that reads the target's features, and how it is taught.
 
     Attributes:
-      weight: its share of the rows, against the other sources'.
-      source: `zoo:corpus`, a file (JSON, JSON lines, Parquet, text, Arrow), a folder, a hub name.
-      split: of a folder or a hub name; column: which to read, by its name if empty.
-      held_out: the share of the texts that is kept for measuring; the zoo's corpus has its own.
+      kind: one of `HEADS`.
+      feedforward, heads, kv_heads, channels: of its layer; 0 for what the target has.
+      layers: of the target that `eagle3` reads, by their inputs; none for the usual three.
+      tokens: how many of the target's `eagle3` may guess, the most frequent ones; 0 for all.
+      features, logits: how much the two losses count: 1 and 0.1 in EAGLE and FSPAD, 0 and 1 in
+        EAGLE-3.
+      noise: the width of what is added to the target's features.
+      passes: how often it reads a text, each time but the first what it guessed itself: 1 in EAGLE
+        and FSPAD, 3 in HASS, 7 in EAGLE-3.
+      decay: how much each pass counts against the one before; 0.8 in EAGLE-3.
     """
 
-    weight: float = 1.0
-    source: str = "zoo:corpus"
-    split: str = "train"
-    column: str = ""
-    held_out: float = 0.05
+    kind: str = "fspad"
+    feedforward: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    channels: int = 0
+    layers: tuple[int, ...] = ()
+    tokens: int = 0
+    features: float = 1.0
+    logits: float = 0.1
+    noise: float = 0.2
+    passes: int = 1
+    decay: float = 1.0
 
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What the target writes itself after the beginnings of texts.
-
-    Attributes:
-      weight: its share of the rows, against the other sources'.
-      count: how many; tokens: the most that one has.
-      prompt: tokens of a text that each goes on from. Of a conversation it is all that comes before
-        the assistant's first turn, which may be longer.
-      temperature: the one they are sampled at: a number, a set `0.7,0.8` or a range `0.3..1.5`.
-      batch: how many are written at a time; tree: what the draft guesses.
-    """
-
-    weight: float = 1.0
-    count: int = 1024
-    prompt: int = 64
-    tokens: int = 448
-    temperature: str = "1"
-    batch: int = 8
-    tree: str = "comb:2x1"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """What the student writes itself, to be taught where it goes (on policy).
-
-    Attributes:
-      weight: its share of the rows, against the other sources'.
-      every: steps after which they are written anew.
-      count, prompt, tokens, temperature, batch: as of the answers.
-    """
-
-    weight: float = 0.0
-    every: int = 200
-    count: int = 256
-    prompt: int = 64
-    tokens: int = 448
-    temperature: str = "1"
-    batch: int = 8
+    def __post_init__(self) -> None:
+        if self.kind not in HEADS:
+            raise ValueError(f"head.kind={self.kind!r} is none of: {', '.join(HEADS)}")
+        for field in ("feedforward", "heads", "kv_heads", "channels", "tokens"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"head.{field}={getattr(self, field)}: must be 0 or more")
+        for field in ("features", "logits", "noise"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(f"head.{field}={getattr(self, field)}: must be 0 or more")
+        if not self.features + self.logits:
+            raise ValueError("head.features and head.logits are both 0: give one a weight")
+        if self.passes < 1:
+            raise ValueError(f"head.passes={self.passes}: must be at least 1")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"head.decay={self.decay}: must lie above 0 and be at most 1")
+        if self.kind == "eagle3" and self.features:
+            raise ValueError(
+                f"head.features={self.features}: eagle3's features are its own, so give it 0"
+            )
+        if self.kind != "eagle3" and (self.layers or self.tokens):
+            raise ValueError(
+                f"head.layers={self.layers}, head.tokens={self.tokens}: only eagle3 has them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +202,7 @@ class Distillation(Recipe):
       target: the teacher; draft: the student to start from. Both are model folders, hub names, or
         of the zoo.
       model: a shape to start afresh with, in place of `draft`.
+      head: what is taught is a head: a fresh one, or that in the folder `draft`.
       teacher: what the teacher is loaded and computed in: float32, bfloat16 or float16.
       loss_temperature: of both laws in the loss: a number, a set or a range, drawn once a text;
         empty for the one that a text was sampled at.
@@ -214,6 +213,7 @@ class Distillation(Recipe):
     target: str
     draft: str = ""
     model: ModelConfig | None = None
+    head: FeatureHead | None = None
     teacher: str = "float32"
     losses: Losses = Losses()
     loss_temperature: str = ""
@@ -225,12 +225,19 @@ class Distillation(Recipe):
     prompts: int = 16
     tokens: int = 64
 
-    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft", "model", *Recipe.FIXED)
+    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft", "model", "head", *Recipe.FIXED)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if bool(self.draft) == (self.model is not None):
-            raise ValueError(f"draft={self.draft!r}, model={self.model}: give one of the two")
+        if self.model is not None and (self.draft or self.head is not None):
+            raise ValueError(f"model={self.model}: there is a draft or a head already")
+        if not self.draft and self.model is None and self.head is None:
+            raise ValueError("draft='', model=None, head=None: give one of the three")
+        if self.head is not None and self.rollouts.weight:
+            raise ValueError(
+                f"rollouts.weight={self.rollouts.weight}: a head writes nothing alone; head.passes "
+                "feeds it what it guesses"
+            )
         sources = {"text": self.text, "answers": self.answers, "rollouts": self.rollouts}
         for name, source in sources.items():
             if not 0 <= source.weight < math.inf:
@@ -262,6 +269,12 @@ class Distillation(Recipe):
                 f"losses.reverse_kl={self.losses.reverse_kl}: it is infinite at temperature 0, "
                 "where the target's law is one token: take another loss, or a higher temperature"
             )
+
+    def without_noise(self) -> "Distillation":
+        """The same, but that a head reads the target's features as they are."""
+        if self.head is None:
+            return self
+        return dataclasses.replace(self, head=dataclasses.replace(self.head, noise=0.0))
 
     def _greedy(self) -> bool:
         """Whether any text may be learned at temperature 0."""

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +14,16 @@ from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document, Mixture, Source, pack
 from jspec.distill.evaluation import both, decoding, held_out_loss, tokens_per_round
 from jspec.distill.loop import Run, claim, train
-from jspec.distill.losses import mixture
-from jspec.distill.objective import Objective, computed_in, distillation
+from jspec.distill.objective import Objective, computed_in
 from jspec.distill.optimizer import optimizer
 from jspec.distill.progress import progress
 from jspec.distill.recipe import Answers, Distillation, Rollouts
 from jspec.distill.step import Program, program
+from jspec.distill.student import Student
 from jspec.distill.temperatures import read_served, read_temperatures
 from jspec.distill.texts import Texts
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
-from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
 from jspec.shapes import read_tree
@@ -34,19 +34,15 @@ ANSWERS, ROLLOUTS, PROMPTS = range(1, 4)
 LOOKED_UP = Tree.chain(3)
 
 
-class Student(NamedTuple):
-    """The model that is taught, and what it starts from."""
-
-    model: Model
-    params: Params
-
-
 class Course(NamedTuple):
-    """Who teaches whom, and a step of it, compiled: what runs that differ in their data share."""
+    """Who teaches whom, and a step of it, compiled: what runs that differ in their data share.
+
+    `measured` is what the step lowers, without the noise of learning.
+    """
 
     target: Checkpoint
     student: Student
-    objective: Objective
+    measured: Objective
     steps: Program
 
 
@@ -54,27 +50,23 @@ def course(
     recipe: Distillation, target: Checkpoint, student: Student, *, mesh: Mesh | None = None
 ) -> Course:
     """The course that a recipe asks for."""
-    context = min(student.model.config.context, target.model.config.context)
+    context = min(student.context, target.model.config.context)
     if recipe.length > context:
         raise ValueError(
             f"length={recipe.length} is longer than the context of {context} that target and draft "
             "share"
         )
-    objective = functools.partial(
-        distillation,
-        model=student.model,
-        teacher=target.model,
-        loss=mixture(recipe.losses.weights(), beta=recipe.losses.beta),
-        chunk=recipe.chunk,
-    )
+    target = replace(target, model=student.reading(target.model))
+    objective = student.objective(recipe, target.model)
     steps = program(
         student.params,
-        target.params,
+        student.frozen(target.params),
         objective=computed_in(objective, recipe.compute),
         optimizer=optimizer(recipe),
         mesh=mesh,
     )
-    return Course(target, student, objective, steps)
+    measured = student.objective(recipe.without_noise(), target.model)
+    return Course(target, student, measured, steps)
 
 
 def distill(
@@ -94,11 +86,11 @@ def distill(
     """
     target, student = course.target, course.student
     folder = Path(recipe.output).absolute() / recipe.name
-    guessing = _guessing("tree", recipe.tree, student.model, target.model)
+    frozen, guessing = student.frozen(target.params), _guessing("tree", recipe.tree, course)
     claim(folder, recipe, note)
     tested = pack(_at_temperatures(recipe, held_out), recipe.length, lengths=held_out.lengths)
     measure = both(
-        held_out_loss(course.objective, target.params, tested, recipe.batch, mesh),
+        held_out_loss(course.measured, frozen, tested, recipe.batch, mesh),
         decoding(
             target.params,
             prompts(
@@ -110,6 +102,7 @@ def distill(
             read_served(recipe.served),
             target=target.model,
             drafter=guessing,
+            drafting=student.drafting,
             tokens=recipe.tokens,
         ),
     )
@@ -117,8 +110,8 @@ def distill(
         recipe,
         course.steps,
         student.params,
-        target.params,
-        _sources(recipe, folder, target, student, texts),
+        frozen,
+        _sources(recipe, folder, course, texts),
         measure,
         tokens_per_round,
         mesh=mesh,
@@ -137,9 +130,10 @@ class Writer(NamedTuple):
 
 
 def _sources(
-    recipe: Distillation, folder: Path, target: Checkpoint, student: Student, texts: Texts
+    recipe: Distillation, folder: Path, course: Course, texts: Texts
 ) -> Callable[[int, Params], Source]:
     """Which rows serve a step: those of the three sources, mixed by their weights."""
+    target, student = course.target, course.student
     fixed: list[tuple[Source, float]] = []
     if recipe.text.weight:
         documents = _at_temperatures(recipe, texts)
@@ -147,8 +141,14 @@ def _sources(
         fixed.append((rows, recipe.text.weight))
     written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
     if recipe.answers.weight:
-        guessing = _guessing("answers.tree", recipe.answers.tree, student.model, target.model)
-        writer = Writer("target", target.model, target.params, guessing, student.params)
+        # Of a draft that has learned nothing yet no guess is worth its while.
+        guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
+        if recipe.draft:
+            guessing = (
+                _guessing("answers.tree", recipe.answers.tree, course),
+                student.drafting(student.params, target.params),
+            )
+        writer = Writer("target", target.model, target.params, *guessing)
         rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
         fixed.append((rows, recipe.answers.weight))
 
@@ -261,8 +261,9 @@ def _at_temperatures(recipe: Distillation, texts: Texts) -> Sequence[Document]:
     return texts.at(drawn)
 
 
-def _guessing(field: str, tree: str, draft: Model, target: Model) -> Drafter:
+def _guessing(field: str, tree: str, course: Course) -> Drafter:
+    target = course.target.model
     try:
-        return SmallModelDrafter(draft, read_tree(tree, target.config.context))
+        return course.student.drafter(target, read_tree(tree, target.config.context))
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from error

@@ -1,7 +1,7 @@
 """A head that reads the target's features, and grows a tree with the dice of the rule."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +14,11 @@ from jspec.draft.expanding import expand
 from jspec.draft.growing import Level, grow
 from jspec.draft.protocol import Text
 from jspec.growth import Growth
-from jspec.models.heads import Guess, Head
+from jspec.models.heads import Guess, Head, HeadParams
 from jspec.models.prefill import fill
-from jspec.models.protocol import EmbeddingModel, Output, Params
+from jspec.models.protocol import EmbeddingModel, Output
 from jspec.sampling import Sampling
 from jspec.tree import Tree
-
-
-class HeadParams(NamedTuple):
-    """What a head guesses with: its own parameters, and the target's, whose embedding and head it
-    uses."""
-
-    head: Params
-    target: Params
 
 
 @struct.dataclass
@@ -37,7 +29,7 @@ class FeatureState:
     Attributes:
       cache: committed rows, all of them made of the target's own features.
       waiting: `[B]` how many of the last tokens, the root among them, have no row yet.
-      features: `[B, A, D]` the target's, at the tokens before those.
+      features: `[B, A, E]` what was read of the target, at the tokens before those.
     """
 
     cache: Cache
@@ -55,12 +47,17 @@ class _Carry(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureDrafter:
-    """Guesses from the target's feature at the root, and below from features that are guesses."""
+    """Guesses from the target's feature at the root, and below from features that are guesses.
+
+    The target of `generate` is to show the layers that the head reads: `observed(target, layers)`.
+    """
 
     head: Head
     target: EmbeddingModel
     tree: Tree | Growth
-    reads: ClassVar[bool] = True
+
+    def read(self, output: Output) -> Array:
+        return self.head.read(output)
 
     @property
     def draws(self) -> bool:
@@ -86,6 +83,7 @@ class FeatureDrafter:
                 jax.lax.dynamic_slice_in_dim(x, first, chunk, axis=1) for x in (following, features)
             )
             places = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
+            seen = self.head.fuse(params.head, seen)
             return self._run(params, piece, seen, places, causal, cache).block, kept
 
         cache = empty_cache(self.head.config, batch, capacity, features.dtype)
@@ -118,7 +116,7 @@ class FeatureDrafter:
 
         def run(level: Level, tokens: Array, carry: _Carry) -> tuple[Array, _Carry]:
             if not level.depth:
-                return self.target.logits(params.target, last(root.hidden)), carry
+                return self.head.logits(params, last(root.hidden), target=self.target), carry
             parent = jnp.broadcast_to(jnp.asarray(level.parent), tokens.shape)
             guess = self._run(
                 params,
@@ -133,7 +131,7 @@ class FeatureDrafter:
             features = jax.lax.dynamic_update_slice_in_dim(
                 carry.features, guess.features, level.start, axis=1
             )
-            logits = self.target.logits(params.target, guess.hidden)
+            logits = self.head.logits(params, guess.hidden, target=self.target)
             return logits, _Carry(guess.block, features)
 
         features = last(root.features)
@@ -148,7 +146,7 @@ class FeatureDrafter:
     def commit(
         self, state: FeatureState, path: Array, count: Array, output: Output
     ) -> FeatureState:
-        features = jnp.take_along_axis(output.hidden, path[:, :, None], axis=1)
+        features = jnp.take_along_axis(self.read(output), path[:, :, None], axis=1)
         return state.replace(waiting=count, features=features.astype(state.features.dtype))
 
     def _catch_up(self, params: HeadParams, state: FeatureState, text: Text) -> Guess:
@@ -158,7 +156,8 @@ class FeatureDrafter:
         tokens = jnp.take_along_axis(text.tokens, place, axis=1, mode="clip")
         causal = jnp.tril(jnp.ones((length, length), bool))
         positions = jnp.maximum(place - 1, 0)
-        return self._run(params, tokens, state.features, positions, causal, state.cache)
+        features = self.head.fuse(params.head, state.features)
+        return self._run(params, tokens, features, positions, causal, state.cache)
 
     def _run(
         self,
@@ -171,7 +170,7 @@ class FeatureDrafter:
         block: Block | None = None,
         start: int = 0,
     ) -> Guess:
-        embedded = self.target.embed(params.target, tokens)
+        embedded = self.head.embed(params, tokens, target=self.target)
         return self.head.forward(
             params.head, embedded, features, positions, mask, cache, block, start
         )

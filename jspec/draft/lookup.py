@@ -30,7 +30,9 @@ class LookupDrafter:
     longest: int = 4
     shortest: int = 1
     draws: ClassVar[bool] = False
-    reads: ClassVar[bool] = False
+
+    def read(self, output: Output) -> None:
+        """It needs nothing of the target."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:

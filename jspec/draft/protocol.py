@@ -34,8 +34,9 @@ class Drafter(Protocol):
     tree: Tree | Growth
     draws: bool
     """Whether its candidates are the rule's draws, and all of them, or a choice of its own."""
-    reads: bool
-    """Whether it reads the target's features."""
+
+    def read(self, output: Output) -> Array | None:
+        """What it takes of the target's pass over a prompt: `[B, T, E]`, or nothing."""
 
     def start(
         self,
@@ -52,7 +53,7 @@ class Drafter(Protocol):
         The last of these is the root. `capacity` and `chunk` are `prefill`'s.
 
         Args:
-          features: `[B, P, D]` the target's at the tokens before the root, for drafters that read.
+          features: `[B, P, E]` what it read at the tokens before the root.
         """
 
     def propose(

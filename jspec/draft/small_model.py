@@ -1,7 +1,6 @@
 """A small language model that grows a tree with the dice of the rule."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +46,9 @@ class SmallModelDrafter:
 
     model: Model
     tree: Tree | Growth
-    reads: ClassVar[bool] = False
+
+    def read(self, output: Output) -> None:
+        """It needs nothing of the target."""
 
     @property
     def draws(self) -> bool:

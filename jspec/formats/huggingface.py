@@ -1,30 +1,27 @@
 """Models in Hugging Face's layout: a folder of config.json, safetensors and a tokenizer."""
 
 import functools
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
 from jspec.formats.fields import LARGEST
-from jspec.formats.folder import TOKENIZER_FILES, read_json, replacing, write_json
-from jspec.formats.tensors import write_tensors
+from jspec.formats.folder import read_json, replacing, write_json
+from jspec.formats.hub import find
+from jspec.formats.layouts import layout_of
+from jspec.formats.tensors import Stored, list_tensors, same, write_tensors
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
-from jspec.formats.weights import read_params
+from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import Transformer, transformer
 from jspec.sharding import RULES, Rules
-
-FLOATS = ("float32", "bfloat16", "float16")
-HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +61,8 @@ def load(
       rules: which axis of a parameter lives on which axis of the mesh; `sharding.REPLICATED` puts
         all of the model on every device.
     """
-    dtype = _float(dtype)
-    folder = _find(source)
+    dtype = float_dtype(dtype)
+    folder = find(source)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"source={str(source)!r} has no config.json: a model folder holds config.json, "
@@ -78,7 +75,23 @@ def load(
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     end_of_text = _read_end(folder, config)
-    params = read_params(folder, model, family, dtype, mesh, rules)
+    stored = list_tensors(folder)
+    layout = layout_of(config, stored)
+    if layout is not None:
+        raise ValueError(
+            f"{folder} is a head of the {layout} layout, and no whole model: it is a draft "
+            "(--draft, load_head), beside the target that it was made for"
+        )
+    params = read_params(
+        folder,
+        stored,
+        model,
+        functools.partial(key, family),
+        functools.partial(_tied, stored, FAMILIES[family].KEYS),
+        dtype=dtype,
+        mesh=mesh,
+        rules=rules,
+    )
     return Checkpoint(model, params, end_of_text, folder, family)
 
 
@@ -106,9 +119,12 @@ def save(
       family: the `model_type` to write; when None, the first of Llama and the others that has all
         that the model has.
     """
-    weights = _check_params(model, params)
+    module = getattr(model, "module", model)
+    if not isinstance(module, Transformer):
+        raise ValueError(f"model={type(module).__name__} has no such layout: Transformer has")
+    weights = flat_params(model, params)
     family = fitting(model.config, family)
-    dtype = _float(params["embedding"].dtype if dtype is None else dtype)
+    dtype = float_dtype(params["embedding"].dtype if dtype is None else dtype)
     ends = [int(token) for token in end_of_text]
     end = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     config = {
@@ -120,10 +136,7 @@ def save(
         "torch_dtype": dtype.name,
         "dtype": dtype.name,
     }
-    tensors = {
-        key(family, path): _here(weight).astype(dtype, "C", copy=False)
-        for path, weight in weights.items()
-    }
+    tensors = {key(family, path): stored_array(x, dtype) for path, x in weights.items()}
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
             write_json(partial / "config.json", config)
@@ -133,53 +146,16 @@ def save(
     multihost_utils.sync_global_devices("the model is written")
 
 
-def _find(source: str | Path) -> Path:
-    """The local folder of a model, after downloading it if it has to be."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"source={str(source)!r} is a file: give the folder that holds it")
-    if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
-        raise FileNotFoundError(f"source={str(source)!r}: no such folder")
-    return _download(source)
-
-
-def _download(name: str) -> Path:
-    import huggingface_hub
-
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name,
-                allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
-                ignore_patterns=["*/*", "consolidated*"],
-            )
-        )
-    # The client raises its own, its transport's and the system's errors, by release.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
-            f"works without the hub ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _here(weight: Any) -> np.ndarray:
-    """All of a parameter, of which other processes may hold parts."""
-    if isinstance(weight, jax.Array) and not weight.is_fully_addressable:
-        weight = multihost_utils.process_allgather(weight, tiled=True)
-    return np.asarray(weight)
-
-
-def _float(dtype: Any) -> np.dtype:
-    try:
-        known = jnp.dtype(dtype)
-    except TypeError:
-        known = None
-    if known is None or known.name not in FLOATS:
-        raise ValueError(f"dtype={dtype!r} is no dtype of weights: {', '.join(FLOATS)} are")
-    return known
+def _tied(
+    stored: Mapping[str, Stored], keys: Mapping[str, str], name: str, tensor: Stored
+) -> str | None:
+    """What is wrong with a head where none is wanted, which is tied and so to be the embedding."""
+    if name != keys["head.weight"]:
+        return None
+    embedding = stored.get(keys["embedding"])
+    if embedding is None or not same(embedding, tensor):
+        return f"{name} differs from the embedding it is tied to"
+    return ""
 
 
 def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
@@ -191,19 +167,3 @@ def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     if not all(type(token) is int and abs(token) <= LARGEST for token in tokens):
         raise ValueError(f"{folder}: eos_token_id={end!r} must be a token's number, or a list")
     return tuple(tokens)
-
-
-def _check_params(model: LinenModel, params: Params) -> dict[tuple[str, ...], jax.Array]:
-    """The parameters by their paths, when they are the model's."""
-    module = getattr(model, "module", model)
-    if not isinstance(module, Transformer):
-        raise ValueError(f"model={type(module).__name__} has no such layout: Transformer has")
-    shapes = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
-    given = flatten_dict(params)
-    wrong = sorted(
-        {".".join(path) for path in shapes.keys() ^ given.keys()}
-        | {".".join(p) for p in shapes.keys() & given if shapes[p].shape != given[p].shape}
-    )
-    if wrong:
-        raise ValueError(f"params do not fit the model at {', '.join(wrong)}: give model.init's")
-    return given

@@ -1,6 +1,8 @@
 """Tensors in safetensors files: listed from their headers, read one at a time."""
 
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,10 @@ from jspec.formats.folder import read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Matrices are compared so many rows at a time.
+COMPARED = 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,19 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def same(one: Stored, other: Stored) -> bool:
+    """Whether two matrices are equal; they need not fit into memory."""
+    if one.shape != other.shape:
+        return False
+    return all(np.array_equal(one.read((rows,)), other.read((rows,))) for rows in pieces(one))
+
+
+def pieces(matrix: Stored) -> Iterator[slice]:
+    """Its rows, some at a time."""
+    count = matrix.shape[0]
+    return (slice(row, min(row + COMPARED, count)) for row in range(0, count, COMPARED))
+
+
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes all tensors into one file."""
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
@@ -49,6 +67,18 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
         save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{folder / SINGLE} was not written: {error}") from None
+
+
+def conversion(folder: Path) -> str:
+    """The command that turns a folder's one pickle into safetensors, in a shell with PyTorch."""
+    source, made = (json.dumps(str(folder / name)) for name in (PICKLE, SINGLE))
+    program = (
+        "import torch; from safetensors.torch import save_file; "
+        f'read = torch.load({source}, map_location="cpu", weights_only=True); '
+        f"save_file({{key: tensor.contiguous().clone() for key, tensor in read.items()}}, {made}, "
+        '{"format": "pt"})'
+    )
+    return f"python -c {shlex.quote(program)}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -75,12 +105,13 @@ def _files(folder: Path) -> list[Path]:
 
 def _absent(folder: Path) -> str:
     """Why a folder without weights that we read is refused."""
-    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    pickles = sorted({file.name for pattern in PICKLES for file in folder.glob(pattern)})
     if pickles:
+        one = f", or run: {conversion(folder)}" if pickles == [PICKLE] else ""
         return (
             f"{folder} holds its weights in {', '.join(pickles)}: pickles run code and are never "
-            "opened; convert them to safetensors (in transformers: from_pretrained, then "
-            "save_pretrained) or take a revision that has them"
+            "opened; take a revision that has safetensors, or convert them (a model in "
+            f"transformers: from_pretrained, then save_pretrained){one}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
     return f"{folder} has no {SINGLE} and no {INDEX}" + (

@@ -1,8 +1,8 @@
 """Heads that read the target's features: one layer that guesses the next token and feature.
 
-The feature at a token is what the target's last norm gives, which its own head reads. A head is
-given that feature and the embedding of the token that follows, both the target's, and the target's
-head makes logits of what it returns.
+A head is given a feature of a token and the embedding of the token that follows. For EAGLE and
+FSPAD both are the target's, the feature is what the target's last norm gives, and the target's own
+head makes logits of what they return.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,67 @@ from jspec.models.attention import Attention, Sight
 from jspec.models.feedforward import GatedFeedForward
 from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
-from jspec.models.protocol import LinenPart, Params
+from jspec.models.protocol import EmbeddingModel, LinenPart, Output, Params
 from jspec.models.rope import turns
 from jspec.sharding import constrain
 
 
 class Guess(NamedTuple):
-    """What a head returns: `hidden` `[B, T, D]`, of which the target's head makes logits, the next
-    `features` `[B, T, D]`, and the `block` that it filled."""
+    """What a head returns: `hidden` `[B, T, D]`, of which logits are made, the next `features`
+    `[B, T, D]`, and the `block` that it filled."""
 
     hidden: Array
     features: Array
     block: Block
 
 
+class HeadParams(NamedTuple):
+    """What a head guesses with: its own parameters, and the target's, whose embedding and head it
+    may use.
+
+    `d2t` `[draft vocabulary]` int32 is a table and no parameter, so that nothing trains or rounds
+    it: what is added to each token of a head that has fewer than the target, to have the target's.
+    """
+
+    head: Params
+    target: Params
+    d2t: Array | None = None
+
+    @property
+    def tokens(self) -> Array | None:
+        """The target's tokens that the head has; None for all."""
+        return None if self.d2t is None else jnp.arange(len(self.d2t)) + self.d2t
+
+
 @dataclass(frozen=True)
 class Head(LinenPart):
     """A head as pure functions of its parameters; hashable, as a model is."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Those of the target whose inputs it reads."""
+        return ()
+
+    def read(self, output: Output) -> Array:
+        """What it takes of the target's pass: `[B, T, E]`."""
+        return output.hidden
+
+    def fuse(self, params: Params, seen: Array) -> Array:
+        """What was read as features: `[B, T, E]` -> `[B, T, D]`."""
+        return seen
+
+    def embed(self, params: HeadParams, tokens: Array, *, target: EmbeddingModel) -> Array:
+        """What stands beside the features: `[B, T]` -> `[B, T, D]`."""
+        return target.embed(params.target, tokens)
+
+    def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
+        """Logits over the target's vocabulary: `[..., D]` -> `[..., V]` float32; `-inf` for tokens
+        that the head has not."""
+        return self.own_logits(params, hidden, target=target)
+
+    def own_logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
+        """Logits over the head's own tokens, which are the target's if there is no `d2t`."""
+        return target.logits(params.target, hidden)
 
     def forward(
         self,
@@ -50,8 +94,8 @@ class Head(LinenPart):
         """Runs new rows, as `Model.forward` does, over a cache that it does not write.
 
         Args:
-          embedded: `[B, T, D]` the target's embeddings of tokens.
-          features: `[B, T, D]` those at the tokens before them: the target's, or guesses.
+          embedded: `[B, T, D]` embeddings of tokens.
+          features: `[B, T, D]` those at the tokens before them: the target's, fused, or guesses.
           positions: `[B, T]`, of the tokens before.
         """
         return self.module.apply(
@@ -93,11 +137,13 @@ class FeatureLayer(nn.Module):
         of the fused state goes in (FSPAD's feature sampling).
       partial: whether the output is doubled, so that its first half serves the target's head and
         only the second is held to the target's features (FSPAD's partial alignment).
+      bias: whether what fuses the two inputs has one; some published heads have none.
     """
 
     config: ModelConfig
     sampling: bool = False
     partial: bool = False
+    bias: bool = True
 
     @nn.compact
     def __call__(
@@ -112,7 +158,7 @@ class FeatureLayer(nn.Module):
     ) -> Guess:
         c = self.config
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
-        x = Linear(c.width, ("width", None), use_bias=True, name="fuse")(both)
+        x = Linear(c.width, ("width", None), use_bias=self.bias, name="fuse")(both)
         if self.sampling:
             state = NORMS[c.norm](c.epsilon, name="sampling_norm")(x)
             x = x + GatedFeedForward(c, name="sampling")(embedded, state)

@@ -1,5 +1,6 @@
 """Committing prompts, chunk by chunk."""
 
+import functools
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_cache
-from jspec.models.protocol import Model, Params, one_token, row_dtype
+from jspec.models.protocol import Model, Output, Params, one_token, row_dtype
 
 Kept = TypeVar("Kept")
+Seen = TypeVar("Seen", Array, None)
 
 
 def prefill(
@@ -23,26 +25,35 @@ def prefill(
       length: `[B]` tokens to commit. Chunks that lie behind the longest are not computed.
     """
 
-    def run(first: Array, cache: Cache, kept: tuple[()]) -> tuple[Block, tuple[()]]:
-        return _piece(params, tokens, first, cache, model=model, chunk=chunk)[0], kept
-
-    cache = _room(params, tokens, model=model, capacity=capacity, chunk=chunk)
-    return fill(cache, (), length, chunk=chunk, run=run)[0]
+    sizes = {"model": model, "capacity": capacity, "chunk": chunk}
+    return prefill_with_features(params, tokens, length, **sizes, read=lambda output: None)[0]
 
 
 def prefill_with_features(
-    params: Params, tokens: Array, length: Array, *, model: Model, capacity: int, chunk: int
-) -> tuple[Cache, Array]:
-    """The same, and the features `[B, P, D]` at the tokens that are committed."""
+    params: Params,
+    tokens: Array,
+    length: Array,
+    *,
+    model: Model,
+    capacity: int,
+    chunk: int,
+    read: Callable[[Output], Seen],
+) -> tuple[Cache, Seen]:
+    """The same, and what is read of the model's passes at the tokens that are committed.
 
-    def run(first: Array, cache: Cache, kept: Array) -> tuple[Block, Array]:
-        block, hidden = _piece(params, tokens, first, cache, model=model, chunk=chunk)
-        return block, jax.lax.dynamic_update_slice_in_dim(kept, hidden, first, axis=1)
+    Args:
+      read: what to take of a pass, `[B, T, E]`; None for nothing.
+    """
+
+    def run(first: Array, cache: Cache, kept: Seen) -> tuple[Block, Seen]:
+        block, seen = _piece(params, tokens, first, cache, model=model, chunk=chunk, read=read)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=1)
+        return block, jax.tree.map(put, kept, seen)
 
     cache = _room(params, tokens, model=model, capacity=capacity, chunk=chunk)
-    one = jax.eval_shape(model.forward, params, *one_token()).hidden
-    features = jnp.zeros((*tokens.shape, one.shape[-1]), one.dtype)
-    return fill(cache, features, length, chunk=chunk, run=run)
+    one = jax.eval_shape(lambda *row: read(model.forward(*row)), params, *one_token())
+    kept = jax.tree.map(lambda x: jnp.zeros((*tokens.shape, x.shape[-1]), x.dtype), one)
+    return fill(cache, kept, length, chunk=chunk, run=run)
 
 
 def fill(
@@ -84,12 +95,19 @@ def _room(params: Params, tokens: Array, *, model: Model, capacity: int, chunk: 
 
 
 def _piece(
-    params: Params, tokens: Array, first: Array, cache: Cache, *, model: Model, chunk: int
-) -> tuple[Block, Array]:
-    """The rows and the features of a chunk."""
+    params: Params,
+    tokens: Array,
+    first: Array,
+    cache: Cache,
+    *,
+    model: Model,
+    chunk: int,
+    read: Callable[[Output], Seen],
+) -> tuple[Block, Seen]:
+    """The rows of a chunk, and what is read of it."""
     piece = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
     positions = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
     output = model.forward(params, piece, positions, causal, cache)
     # Written once the last layer has read it, the cache is written in place and not copied.
-    return jax.lax.optimization_barrier((output.block, output.hidden))
+    return jax.lax.optimization_barrier((output.block, read(output)))

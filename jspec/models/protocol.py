@@ -21,7 +21,8 @@ _without_mesh = functools.partial(jax.sharding.use_abstract_mesh, jax.sharding.A
 
 @struct.dataclass
 class Output:
-    """A forward pass: `hidden` `[B, T, D]`, the `block` it filled, `features` for drafts."""
+    """A forward pass: `hidden` `[B, T, D]`, the `block` it filled, and `features` for drafts, what
+    chosen layers read, `[B, T, D]` each."""
 
     hidden: Array
     block: Block

@@ -3,6 +3,9 @@
 The same call prefills, decodes, drafts, verifies and trains: only the mask differs.
 """
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,20 +26,49 @@ from jspec.sharding import ANYWHERE, constrain, named
 UNUSED_POSITIONS = 2
 
 
-def transformer(config: ModelConfig, *, remat: bool = False) -> LinenModel:
+def transformer(
+    config: ModelConfig, *, remat: bool = False, features: tuple[int, ...] = ()
+) -> LinenModel:
     """The model that `config` describes.
 
     Args:
       remat: whether a layer's inner values are computed again for its gradient, and not kept.
+      features: `observed`'s layers.
     """
-    return LinenModel(Transformer(config, remat), config)
+    return observed(LinenModel(Transformer(config, remat), config), features)
+
+
+def observed(model: LinenModel, layers: Sequence[int]) -> LinenModel:
+    """The same model, which shows in `Output.features` what each of `layers` reads, `[B, T, D]`.
+
+    Layer L, which there is not, reads what the last one gives, before the last norm. Raises
+    `ValueError` for any other layer that there is not, and for a module that is not ours.
+    """
+    if not isinstance(getattr(model, "module", None), Transformer):
+        raise ValueError(
+            f"model={type(model).__name__}: only our own show what their layers read; a module of "
+            "your own puts it into its Output.features"
+        )
+    last = model.config.layers
+    for layer in layers:
+        if layer not in range(last + 1):
+            raise ValueError(
+                f"layer {layer} of the target reads no features: it has layers 0 to {last - 1}, "
+                f"and {last} stands for what the last of them gives"
+            )
+    return dataclasses.replace(model, module=model.module.clone(features=tuple(layers)))
 
 
 class Transformer(nn.Module):
-    """Embedding, L layers, a last norm, and a head that is its own or the embedding."""
+    """Embedding, L layers, a last norm, and a head that is its own or the embedding.
+
+    Attributes:
+      features: layers whose inputs are shown.
+    """
 
     config: ModelConfig
     remat: bool = False
+    features: tuple[int, ...] = ()
 
     def setup(self) -> None:
         c = self.config
@@ -72,14 +104,19 @@ class Transformer(nn.Module):
         x = constrain(self.embed(tokens, positions), "batch", None, None)
         whole = self._sight(positions, mask)
         local = self._local_sight(positions, mask) if c.local_layers else whole
-        keys, values = [], []
+        inputs, keys, values = [x], [], []
         for i, layer in enumerate(self.layers):
             sight = local if i in c.local_layers else whole
             x, (k, v) = layer(x, sight, cache, block, start)
+            inputs.append(x)
             keys.append(k)
             values.append(v)
         hidden = self.norm(x) if c.final_norm else x
-        return Output(hidden=hidden, block=Block(tuple(keys), tuple(values)))
+        return Output(
+            hidden=hidden,
+            block=Block(tuple(keys), tuple(values)),
+            features=tuple(inputs[i] for i in self.features),
+        )
 
     def logits(self, hidden: Array) -> Array:
         """`Model.logits`."""

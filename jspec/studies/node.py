@@ -37,6 +37,7 @@ def script(
         document=jnp.zeros((rows, length), jnp.int32),
         weight=jnp.ones((rows, length - 1)),
         temperature=jnp.full((rows, length - 1), temperature, jnp.float32),
+        number=jnp.arange(rows),
     )
     places = jnp.arange(prompt - 1, length - 1)
     return Script(batch, places, temperature, _hidden(params, batch, places, model=model))

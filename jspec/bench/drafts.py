@@ -1,0 +1,125 @@
+"""What can guess for a target: a model of its own, or a head that reads the target's features."""
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jspec.draft.feature_head import FeatureDrafter
+from jspec.draft.protocol import Drafter
+from jspec.draft.small_model import SmallModelDrafter
+from jspec.formats.heads import HeadCheckpoint
+from jspec.formats.huggingface import Checkpoint
+from jspec.models.heads import Head, HeadParams
+from jspec.models.protocol import EmbeddingModel, Model, Params
+from jspec.tree import Tree
+
+
+class Draft(Protocol):
+    """A draft that was read, beside its target."""
+
+    checkpoint: Checkpoint | HeadCheckpoint
+    params: Params
+    """Of its drafters."""
+    vocabulary: int
+    context: int
+    """How long the texts are that it was made for."""
+
+    def drafter(self, tree: Tree) -> Drafter:
+        """Guesses over `tree`."""
+
+    def logits(self, tokens: Array) -> Array:
+        """Of what follows each of `tokens` `[B, T]`: `[B, T, V]`, given the target's text."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDraft:
+    """A language model: a `Draft`."""
+
+    checkpoint: Checkpoint
+
+    @property
+    def params(self) -> Params:
+        return self.checkpoint.params
+
+    @property
+    def vocabulary(self) -> int:
+        return self.checkpoint.model.config.vocabulary
+
+    @property
+    def context(self) -> int:
+        return self.checkpoint.model.config.context
+
+    def drafter(self, tree: Tree) -> SmallModelDrafter:
+        return SmallModelDrafter(self.checkpoint.model, tree)
+
+    def logits(self, tokens: Array) -> Array:
+        return model_logits(self.params, tokens, model=self.checkpoint.model)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadDraft:
+    """A head with its target: a `Draft`. Of what follows the first token it knows nothing."""
+
+    checkpoint: HeadCheckpoint
+    target: Checkpoint
+
+    @property
+    def params(self) -> HeadParams:
+        return HeadParams(self.checkpoint.params, self.target.params)
+
+    @property
+    def vocabulary(self) -> int:
+        return self.checkpoint.head.config.vocabulary
+
+    @property
+    def context(self) -> int:
+        return self.checkpoint.head.config.context
+
+    def drafter(self, tree: Tree) -> FeatureDrafter:
+        return FeatureDrafter(self.checkpoint.head, self.target.model, tree)
+
+    def logits(self, tokens: Array) -> Array:
+        head, target = self.checkpoint.head, self.target.model
+        seen = seen_by(self.target.params, tokens, head=head, model=target)
+        return head_logits(self.params, tokens, seen, head=head, target=target)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def model_logits(params: Params, tokens: Array, *, model: Model) -> Array:
+    """A model's logits after each of `tokens` `[B, T]`: `[B, T, V]`."""
+    hidden = model.forward(params, tokens, *_whole(tokens)).hidden
+    return model.logits(params, hidden)
+
+
+@functools.partial(jax.jit, static_argnames=("head", "model"))
+def seen_by(params: Params, tokens: Array, *, head: Head, model: Model) -> Array:
+    """What a head reads of a model at each of `tokens` `[B, T]`: `[B, T, E]`."""
+    return head.read(model.forward(params, tokens, *_whole(tokens)))
+
+
+@functools.partial(jax.jit, static_argnames=("head", "target"))
+def head_logits(
+    params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
+) -> Array:
+    """A head's logits after each of `tokens` `[B, T]`, all alike after the first: `[B, T, V]`.
+
+    Args:
+      seen: `[B, T, E]` what it read at those tokens.
+    """
+    following = tokens[:, 1:]
+    embedded = head.embed(params, following, target=target)
+    features = head.fuse(params.head, seen[:, :-1])
+    guess = head.forward(params.head, embedded, features, *_whole(following))
+    logits = head.logits(params, guess.hidden, target=target)
+    return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
+
+
+def _whole(tokens: Array) -> tuple[Array, Array]:
+    """Positions and mask of texts in one pass."""
+    length = tokens.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
+    return positions, jnp.tril(jnp.ones((length, length), bool))

@@ -1,0 +1,47 @@
+"""Where a folder is: on this machine, or on the Hugging Face hub, which gives it."""
+
+import re
+from pathlib import Path
+
+from jspec.formats.folder import TOKENIZER_FILES
+from jspec.formats.tensors import PICKLE, conversion
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def find(source: str | Path) -> Path:
+    """The local folder of a model or a head, after downloading it if it has to be."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"source={str(source)!r} is a file: give the folder that holds it")
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(f"source={str(source)!r}: no such folder")
+    return _download(source)
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name,
+            allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
+            ignore_patterns=["*/*", "consolidated*"],
+        )
+    # The client raises its own, its transport's and the system's errors, by release.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
+            f"works without the hub ({type(error).__name__}: {reason})"
+        ) from error
+    if not any(Path(folder).glob("*.safetensors")):
+        here = name.rpartition("/")[2]
+        raise FileNotFoundError(
+            f"source={name!r} has no safetensors on the hub, and pickles run code and are never "
+            f"opened; where it has a {PICKLE}, fetch and convert it once: hf download {name} "
+            f"--local-dir {here} && {conversion(Path(here))}"
+        )
+    return Path(folder)
