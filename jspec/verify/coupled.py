@@ -16,9 +16,9 @@ from jspec.tree import Tree
 
 WEIGHS = False
 
-# What a draft is wrong by, as a scale of its raw logits, at temperature 0 and more for each degree.
-# By maximum likelihood of the picks of zoo:target under zoo:distilled, on text that the target
-# wrote after held-out prompts, at each of seven temperatures; `bench/scores.py` fits it again.
+# What a draft is wrong by, as a scale of its raw logits, at temperature 0 and more for each degree:
+# a line through the likeliest scales at seven temperatures of the picks of zoo:target under
+# zoo:distilled, on text that the target wrote after held-out prompts (`bench/scores.py`).
 ERROR, ERROR_OF_HEAT = 0.45, 0.2
 
 
