@@ -12,7 +12,7 @@ def config() -> Distillation:
             kind="eagle", feedforward=192, heads=4, kv_heads=4, logits=1.0, noise=0.05, passes=3
         ),
         text=Text(weight=0.4),
-        answers=Answers(weight=0.6, count=1280),
+        answers=Answers(weight=0.6, count=768, batch=32),
         chunk=128,
         steps=1000,
         learning_rate=2e-3,

@@ -12,6 +12,7 @@ from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint, load_head, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
+from jspec.growth import Growth
 from jspec.launch import join
 from jspec.models.attention import attend_layer
 from jspec.models.heads import HeadParams
@@ -34,6 +35,7 @@ __all__ = [
     "Drafter",
     "FeatureDrafter",
     "Generation",
+    "Growth",
     "HeadCheckpoint",
     "HeadParams",
     "LinenModel",

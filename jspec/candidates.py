@@ -2,10 +2,12 @@
 
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
 
+from jspec.growth import Growth
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 
@@ -22,12 +24,16 @@ class Candidates:
       valid: `[B, N]` bool; a node that is not valid is never kept, nor what hangs below it.
       logits: `[B, I, V]` float32, where the rule weighs them: the draft's warped logits at the I
         nodes that have children, from which these were drawn.
+      depth: `[B, N]`, and mask: `[B, N, N]` bool, which nodes are a node's ancestors or itself;
+        None where the shape is a static tree, whose tables say it.
     """
 
     tokens: Array
     parent: Array
     valid: Array
     logits: Array | None = None
+    depth: Array | None = None
+    mask: Array | None = None
 
 
 @struct.dataclass
@@ -45,6 +51,14 @@ class Verdict:
     next: Array
 
 
+def shape(candidates: Candidates, tree: Tree | Growth) -> tuple[Array, Array]:
+    """Depths and mask of all nodes: `[1, N]` and `[N, N]` of a static tree, which are constants,
+    or `[B, N]` and `[B, N, N]`."""
+    if isinstance(tree, Tree):
+        return jnp.asarray(tree.depths)[None], jnp.asarray(tree.mask)
+    return candidates.depth, candidates.mask
+
+
 class Rule(Protocol):
     """How candidates are drawn, and which of them are kept: a module of `jspec.verify`.
 
@@ -55,7 +69,7 @@ class Rule(Protocol):
     WEIGHS: bool
     """Whether `verify` needs the draft's logits."""
 
-    def admit(self, tree: Tree, draws: bool) -> None:
+    def admit(self, tree: Tree | Growth, draws: bool) -> None:
         """Raises `ValueError` with the reason if the rule is not exact for such candidates.
 
         Args:
@@ -63,15 +77,30 @@ class Rule(Protocol):
         """
 
     def roll(
-        self, keys: Array, length: Array, sampling: Sampling, *, tree: Tree, vocabulary: int
+        self,
+        keys: Array,
+        length: Array,
+        sampling: Sampling,
+        *,
+        tree: Tree | Growth,
+        vocabulary: int,
     ) -> Dice:
         """The dice of a round whose root is the last of `length` `[B]` tokens."""
 
     def draw(
-        self, dice: Dice, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+        self, dice: Dice, logits: Array, *, tree: Tree | Growth, depth: int, nodes: np.ndarray
     ) -> tuple[Array, Array]:
         """Children of the `nodes` `[n]` of a level, in drawing order, from warped logits
         `[B, n, V]`: tokens `[B, n, W]`, and whether there is such a child at all."""
+
+    def score(
+        self, dice: Dice, logits: Array, tokens: Array, sampling: Sampling, *, depth: int
+    ) -> Array:
+        """How likely the target goes from nodes of a level to their children `tokens` `[B, n, W]`,
+        by warped logits `[B, n, V]`: log-probabilities `[B, n, W]`.
+
+        Trees grow by it; a rule that refuses candidates which were chosen has none.
+        """
 
     def verify(
         self,
@@ -80,6 +109,6 @@ class Rule(Protocol):
         logits: Array,
         sampling: Sampling,
         *,
-        tree: Tree,
+        tree: Tree | Growth,
     ) -> Verdict:
         """What is kept, from the target's warped logits `[B, N, V]` at every node."""

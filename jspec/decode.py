@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit
-from jspec.candidates import Rule, Verdict
+from jspec.candidates import Rule, Verdict, shape
 from jspec.draft.protocol import Drafter, DrafterState, Text
 from jspec.models.prefill import prefill_with_features
 from jspec.models.protocol import Model, Output, Params
@@ -216,11 +216,10 @@ def speculate(
     dice = rule.roll(keys, state.length, sampling, tree=tree, vocabulary=target.config.vocabulary)
     text = Text(state.tokens, state.length, state.history)
     candidates, memory = drafter.propose(draft, state.drafter, text, dice, sampling, rule=rule)
-    positions = (state.length - 1)[:, None] + jnp.asarray(tree.depths)[None]
-    output = target.forward(
-        params, candidates.tokens, positions, jnp.asarray(tree.mask), state.cache
-    )
-    ahead = Ahead(candidates.tokens[:, 1:], jnp.asarray(tree.mask[:, 1:]))
+    depth, mask = shape(candidates, tree)
+    positions = (state.length - 1)[:, None] + depth
+    output = target.forward(params, candidates.tokens, positions, mask, state.cache)
+    ahead = Ahead(candidates.tokens[:, 1:], mask[..., 1:])
     logits = warp(target.logits(params, output.hidden), sampling, state.history, ahead)
     verdict = rule.verify(dice, candidates, logits, sampling, tree=tree)
     running = state.done == 0

@@ -1,5 +1,5 @@
 """Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, `comb:3x2x2`,
-a file."""
+`grow:4x4x12`, a file."""
 
 import json
 import re
@@ -7,18 +7,22 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 
+from jspec.growth import Growth
 from jspec.tree import Tree
 
 LONGEST_PATH = 255  # longer names some systems do not even look up
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
-    "length), comb:3x2x2 (children of the first node of each level), or a file of JSON paths "
+    "length), comb:3x2x2 (children of the first node of each level), grow:4x4x12 (children of "
+    "as many nodes of a level, levels, nodes kept with the root), or a file of JSON paths "
     "[[0, 0], [1]]"
 )
 
 
-def read_tree(text: str, context: int) -> Tree:
+def read_tree(text: str, context: int) -> Tree | Growth:
     """The tree that `text` describes, root included no larger than `context`."""
+    if sizes := re.fullmatch(r"grow:(\d{1,6})x(\d{1,6})x(\d{1,6})", text, re.ASCII):
+        return _growth(text, *map(int, sizes.groups()), context)
     widths = _widths(text)
     if widths and text.startswith("comb:"):
         _check_size(text, 1 + sum(widths), context)
@@ -29,6 +33,14 @@ def read_tree(text: str, context: int) -> Tree:
     tree = _read_paths(text)
     _check_size(text, tree.size, context)
     return tree
+
+
+def _growth(text: str, width: int, depth: int, nodes: int, context: int) -> Growth:
+    _check_size(text, nodes, context)
+    try:
+        return Growth(width, depth, nodes)
+    except ValueError as error:
+        raise ValueError(f"tree={text!r}: {error}") from None
 
 
 def _check_size(text: str, size: int, context: int) -> None:

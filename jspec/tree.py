@@ -146,6 +146,11 @@ class Tree:
         inner[list(self.parents[1:])] = True
         return inner
 
+    @property
+    def rows(self) -> int:
+        """How many nodes a draft runs: the inner ones."""
+        return int(self.inner.sum())
+
     @cached_property
     def offspring(self) -> np.ndarray:
         """`[N, W]` every node's children in the order of their ranks, filled up with -1."""

@@ -14,6 +14,7 @@ from texts import NO_STOPS, sharp, teach
 from jspec import (
     Drafter,
     Generation,
+    Growth,
     ModelConfig,
     Rule,
     SmallModelDrafter,
@@ -101,9 +102,9 @@ def speculative_draws(
     decode: Callable = generate,
     *,
     rule: Rule = coupled,
-    tree: Tree = PAIRS,
+    tree: Tree | Growth = PAIRS,
     draft: Callable[[], Params] = unrelated_params,
-    kind: Callable[[Tree], Drafter] = small_model,
+    kind: Callable[[Tree | Growth], Drafter] = small_model,
     **how: float,
 ) -> Generation:
     """The same by a tree of guesses, of an unrelated draft if none is given.

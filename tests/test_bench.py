@@ -20,6 +20,7 @@ from jspec.bench.table import table
 from jspec.bench.timing import Run, Sample, interleave
 from jspec.cli.main import main
 from jspec.decode import Generation
+from jspec.growth import Growth
 from jspec.models.transformer import transformer
 from jspec.shapes import read_tree
 from jspec.tree import Tree
@@ -89,6 +90,7 @@ def test_sampled_text_of_others_is_not_compared():
         ("3", Tree.branching((3,))),
         ("fork:4x5", Tree.fork(4, 5)),
         ("comb:3x2x2", Tree.comb((3, 2, 2))),
+        ("grow:4x3x12", Growth(width=4, depth=3, nodes=12)),
     ],
 )
 def test_trees_are_read_from_text(text, tree):
@@ -100,7 +102,14 @@ def test_trees_are_read_from_a_file_of_paths(tmp_path):
     assert read_tree(str(tmp_path / "tree.json"), 64) == Tree.from_paths([(0, 0), (1,)])
 
 
-@pytest.mark.parametrize("text", ["chain:0", "0x2", "fork:3x0", "chain:2x2", "fork:4", "2x", "-1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("chain:0", "0x2", "fork:3x0", "chain:2x2", "fork:4", "2x", "-1"),
+        *("grow:2x3", "grow:0x2x3", "grow:2x0x3", "grow:2x2x0", "grow:2x3x3", "grow:2x2x8"),
+        "grow:9x9x65",
+    ],
+)
 def test_what_is_no_tree_is_refused(text):
     with pytest.raises(ValueError, match=f"tree='{text}'"):
         read_tree(text, context=64)

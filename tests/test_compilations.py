@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from texts import (
     CONTEXT,
     NO_STOPS,
@@ -39,11 +40,12 @@ def others(batch: Batch) -> list[Batch]:
     ]
 
 
+@pytest.mark.parametrize("kind", ["chain", "grown small"])
 def test_one_compilation_serves_prompts_temperatures_seeds_and_acceptances(
-    target, params, drafts, batch
+    kind, target, params, drafts, batch
 ):
     def rounds(batch, draft_params) -> int:
-        draft = drafts["chain"]._replace(params=draft_params)
+        draft = drafts[kind]._replace(params=draft_params)
         written = speculative_text(target, params, batch, draft, tokens=TOKENS)
         return int(written.rounds.sum())
 

@@ -7,7 +7,7 @@ import pytest
 from laws import next_token_law
 from texts import TOKENS, rows_of, speculative_text, teach
 
-from jspec import LookupDrafter, SmallModelDrafter, Tree, sampling
+from jspec import Growth, LookupDrafter, SmallModelDrafter, Tree, sampling
 from jspec.draft.protocol import Text
 from jspec.penalties import recall
 from jspec.sampling import noise
@@ -99,6 +99,8 @@ def test_chains_of_a_fork_start_with_different_tokens():
 def test_look_up_refuses_what_it_cannot_fill():
     with pytest.raises(ValueError, match="branches below its root"):
         LookupDrafter(Tree.branching((2, 2)))
+    with pytest.raises(ValueError, match="tree of 4 nodes grows by scores"):
+        LookupDrafter(Growth(1, 3, 4))
     with pytest.raises(ValueError, match="shortest=0"):
         LookupDrafter(Tree.chain(2), shortest=0)
     with pytest.raises(ValueError, match="longest=1"):
@@ -128,16 +130,22 @@ def test_a_text_counts_what_it_kept(target, params, drafts, batch):
     assert np.all((own == written.rounds) | (own == written.rounds - 1))
 
 
+@pytest.mark.parametrize("tree", [Tree.branching((3, 2)), Growth(3, 3, 9)], ids=str)
 def test_children_are_the_drafts_best_tokens_under_the_noise_of_their_position(
-    target, params, batch
+    tree, target, params, batch
 ):
     """The first round's tree against scores of whole texts, node by node."""
-    tree = Tree.branching((3, 2))
     drafter = SmallModelDrafter(target, tree)
     few = rows_of(batch, np.array([0, 3, 9, 14]))
-    how = sampling(4, temperature=[0.0, 0.5, 1.0, 1.0], top_k=[0, 0, 6, 0], top_p=[1, 1, 1, 0.9])
+    how = sampling(
+        4,
+        temperature=[0.0, 0.5, 1.0, 1.0],
+        top_k=[0, 0, 6, 0],
+        top_p=[1, 1, 1, 0.9],
+        frequency=[0.0, 2.0, 0.0, 2.0],
+    )
     length = few.prompts.length
-    dice = noise(few.keys, length[:, None] + np.arange(3)[None], 61, how)
+    dice = noise(few.keys, length[:, None] + np.arange(tree.path_length)[None], 61, how)
 
     @jax.jit
     def first_round(params, tokens, length, dice, how):
@@ -150,20 +158,21 @@ def test_children_are_the_drafts_best_tokens_under_the_noise_of_their_position(
     assert np.all(guesses.valid)
     for row in range(4):
         prompt = few.prompts.tokens[row, : length[row]].tolist()
-        for node in range(1 + 3):
-            path = np.asarray(guesses.tokens)[row, np.flatnonzero(tree.mask[node])[1:]]
+        grown = Tree(tuple(guesses.parent[row].tolist()))
+        for node in np.flatnonzero(grown.inner):
+            path = np.asarray(guesses.tokens)[row, np.flatnonzero(grown.mask[node])[1:]]
             text = np.pad([*prompt, *path], (0, 64))[None, :64]
             logits = np.asarray(teach(params, text, model=target))
             last = logits[0, len(prompt) + len(path) - 1].astype(np.float64)
             cut = {name: getattr(how, name)[row].item() for name in ("top_k", "top_p")}
+            cut["frequency"] = how.penalties.frequency[row].item()
             temperature = how.temperature[row].item()
             if temperature:
                 with np.errstate(divide="ignore"):
-                    last = np.log(next_token_law(last, temperature, **cut))
+                    last = np.log(next_token_law(last, temperature, **cut, written=path.tolist()))
             score = last + np.asarray(dice)[row, len(path)]
-            width = tree.children(len(path))
-            children = np.flatnonzero(np.asarray(tree.parents) == node)
+            children = np.flatnonzero(np.asarray(grown.parents) == node)
             assert (
                 np.asarray(guesses.tokens)[row, children].tolist()
-                == np.argsort(-score)[:width].tolist()
+                == np.argsort(-score)[: len(children)].tolist()
             )

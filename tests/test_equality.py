@@ -11,6 +11,8 @@ from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
     "head",
+    "grown small",
+    "grown head",
     "eagle-3",
     "chain",
     "k-ary",
@@ -60,6 +62,7 @@ def test_speculation_equals_plain_decoding(kind, target, params, drafts, batch, 
     "kind",
     [
         "chain",
+        "grown small",
         "look-up chain",
         *(
             pytest.param(kind, marks=pytest.mark.slow)

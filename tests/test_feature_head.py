@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from texts import few_tokens, headed, one_layer, rows_of
 
-from jspec import Tree, sampling
+from jspec import Growth, Tree, sampling
 from jspec.decode import begin, speculate
 from jspec.draft.protocol import Text
 from jspec.models.eagle3 import eagle3
@@ -23,7 +23,7 @@ from jspec.verify import (
     without_replacement,
 )
 
-TREE = Tree.branching((2, 2, 1))
+TREE, GROWN = Tree.branching((2, 2, 1)), Growth(3, 3, 8)
 ROUNDS, TOKENS = 6, 24
 
 
@@ -42,9 +42,12 @@ HEADS = {
 }
 
 
-@pytest.fixture(scope="module", params=HEADS)
+@pytest.fixture(
+    scope="module", params=[*((head, TREE) for head in HEADS), ("eagle-3", GROWN)], ids=str
+)
 def draft(request, target, params):
-    return headed(HEADS[request.param](target), target, params, TREE)
+    head, tree = request.param
+    return headed(HEADS[head](target), target, params, tree)
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +63,20 @@ def written(draft, params, batch):
     for _ in range(ROUNDS):
         state = advance(state)
     assert len(set((state.length - few.prompts.length).tolist())) > 1  # rows went on unevenly
-    places = state.length[:, None] + np.arange(TREE.path_length)[None]
+    places = state.length[:, None] + np.arange(drafter.tree.path_length)[None]
     return state, how, noise(few.keys, places, target.config.vocabulary, how)
 
 
 def guess(draft, memory, written):
-    """`[B, N]` tokens that are guessed next, and the draft's logits are not asked for."""
+    """`[B, N]` tokens that are guessed next and their parents; the draft's logits are not asked
+    for."""
     (drafter, weights), (state, how, dice) = draft, written
     text = Text(state.tokens, state.length, state.history)
     propose = jax.jit(
         lambda memory: drafter.propose(weights, memory, text, dice, how, rule=coupled)
     )
-    return np.asarray(propose(memory)[0].tokens)
+    guessed = propose(memory)[0]
+    return np.asarray(guessed.tokens), np.asarray(guessed.parent)
 
 
 def test_after_rounds_it_guesses_as_if_it_began_with_the_whole_text(draft, params, written):
@@ -91,7 +96,7 @@ def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, params,
     """Every guess against passes of the head over the whole text and the path to the node."""
     (drafter, weights), (state, how, dice) = draft, written
     head, target = drafter.head, drafter.target
-    found = guess(draft, state.drafter, written)
+    found, parents = guess(draft, state.drafter, written)
     columns = state.tokens.shape[1]
     places, causal = jnp.arange(columns)[None], jnp.tril(jnp.ones((columns, columns), bool))
 
@@ -109,15 +114,16 @@ def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, params,
     for row in range(len(found)):
         text, length = np.asarray(state.tokens)[row : row + 1], int(state.length[row])
         hidden = np.asarray(learn(text))
-        for node in np.flatnonzero(TREE.inner):
-            path = np.flatnonzero(TREE.mask[node])[1:]
+        tree = Tree(tuple(parents[row].tolist()))
+        for node in np.flatnonzero(tree.inner):
+            path = np.flatnonzero(tree.mask[node])[1:]
             tokens, features, last = np.roll(text, -1, axis=1), hidden.copy(), length - 2
             for below in found[row, path]:
                 features[0, last + 1] = read(tokens, features, last)[1]
                 tokens[0, last + 1], last = below, last + 1
             logits = np.asarray(read(tokens, features, last)[0])
             score = logits / (float(how.temperature[row]) or 1) + np.asarray(dice)[row, len(path)]
-            children = np.flatnonzero(np.asarray(TREE.parents) == node)
+            children = np.flatnonzero(parents[row] == node)
             best = np.argsort(-score)[: len(children)]
             np.testing.assert_array_equal(found[row, children], best)
 

@@ -9,6 +9,7 @@ PACKAGE = Path(jspec.__file__).parent
 FLOORS = {
     "config": 0,
     "tree": 0,
+    "growth": 0,
     "shapes": 1,
     "threefry": 0,
     "sharding": 0,

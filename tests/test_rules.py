@@ -15,7 +15,17 @@ from laws import (
     speculative_draws,
 )
 
-from jspec import Candidates, LookupDrafter, Rule, Tree, decode, prompts, sampling
+from jspec import (
+    Candidates,
+    Growth,
+    LookupDrafter,
+    Rule,
+    SmallModelDrafter,
+    Tree,
+    decode,
+    prompts,
+    sampling,
+)
 from jspec.verify import coupled, one_sample, token_level, with_replacement, without_replacement
 from jspec.verify.rejection import residual
 
@@ -33,13 +43,16 @@ CHAIN, PAIRS, RAGGED = (
     Tree.branching((2, 2)),
     Tree.from_paths([(0, 0), (0, 1), (0, 2), (1,), (2,)]),
 )
+GROWN = Growth(2, 2, 5)
 PAIRINGS = [
     (token_level, CHAIN),
     (without_replacement, RAGGED),
+    (one_sample, GROWN),
     *(
         pytest.param(*pairing, marks=pytest.mark.slow)
         for pairing in (
             (coupled, RAGGED),
+            (coupled, GROWN),
             (one_sample, PAIRS),
             (with_replacement, PAIRS),
             (with_replacement, RAGGED),
@@ -175,15 +188,20 @@ def one_round(
     return np.bincount(first, minlength=len(p)) / ROUNDS, kept.mean()
 
 
+@pytest.mark.parametrize("kind", ["look-up chain", "grown chain"])
 @pytest.mark.parametrize("rule", WEIGHING, ids=name_of)
-def test_a_drafter_that_chooses_its_candidates_is_refused(rule, target, params):
+def test_a_drafter_that_chooses_its_candidates_is_refused(rule, kind, target, params):
+    drafter = {
+        "look-up chain": LookupDrafter(Tree.chain(2)),
+        "grown chain": SmallModelDrafter(target, Growth(1, 2, 3)),
+    }[kind]
     with pytest.raises(ValueError, match=f"^rule='{name_of(rule)}' weighs draws"):
         decode.begin(
             params,
             (),
             prompts([[1, 2]], context=64, tokens=4),
             target=target,
-            drafter=LookupDrafter(Tree.chain(2)),
+            drafter=drafter,
             rule=rule,
             tokens=4,
         )

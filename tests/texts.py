@@ -15,6 +15,7 @@ from jax import Array
 from jspec import (
     Drafter,
     Generation,
+    Growth,
     LookupDrafter,
     Model,
     ModelConfig,
@@ -103,6 +104,8 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
         "head": headed(fspad(one_layer(target)), target, params, Tree.branching((2, 2, 1))),
         "eagle-3": headed(few_tokens(target), target, params, Tree.branching((2, 2, 1))),
+        "grown small": Candidate(SmallModelDrafter(target, Growth(3, 3, 8)), cousin),
+        "grown head": headed(fspad(one_layer(target)), target, params, Growth(4, 3, 16)),
         "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
         "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }
@@ -120,7 +123,7 @@ def few_tokens(target: Model) -> Eagle3:
     return eagle3(one_layer(target), layers=layers, draft_vocabulary=kept)
 
 
-def headed(head: Head, target: Model, params: Params, tree: Tree) -> Candidate:
+def headed(head: Head, target: Model, params: Params, tree: Tree | Growth) -> Candidate:
     """A fresh head, whose tokens, where it has fewer, lie here and there among the target's."""
     own = jax.jit(head.init)(jax.random.key(14))
     target = observed(target, head.layers)

@@ -25,8 +25,9 @@ from jspec.cache import Block, Cache, empty_block
 from jspec.candidates import Rule
 from jspec.decode import State, begin, speculate
 from jspec.draft.feature_head import FeatureDrafter, FeatureState
-from jspec.draft.growing import levels
+from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.growth import Growth
 from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
@@ -124,6 +125,8 @@ def _passes(
 ) -> Array:
     """`ROUNDS` times the forward passes of a round: `[B]`, a number that hangs on all of them."""
 
+    drafted, tree = _alike(drafter.tree)
+
     def advance(number: Array, token: Array) -> Array:
         if isinstance(drafter, SmallModelDrafter):
             memory = state.drafter
@@ -131,16 +134,23 @@ def _passes(
                 draft, memory.cache, memory.block, token, late[number], model=drafter.model
             )
             token = _draft_passes(
-                draft, memory.cache, block, token, model=drafter.model, tree=drafter.tree
+                draft, memory.cache, block, token, model=drafter.model, tree=drafted
             )
         elif isinstance(drafter, FeatureDrafter):
-            token = _head_passes(draft, state.drafter, token, drafter=drafter)
-        tree = drafter.tree
+            token = _head_passes(draft, state.drafter, token, drafter=drafter, tree=drafted)
         nodes = jnp.broadcast_to(token[:, None], (len(token), tree.size))
         mask = jnp.asarray(tree.mask)
         return _pass(params, nodes, mask, state.cache, None, 0, model=target)[0]
 
     return jax.lax.fori_loop(0, ROUNDS, advance, state.tokens[:, 0])
+
+
+def _alike(tree: Tree | Growth) -> tuple[Tree, Tree]:
+    """Static trees whose passes are as large: the draft's over the one, the target's over the
+    other."""
+    if isinstance(tree, Tree):
+        return tree, tree
+    return Tree.fork(tree.width, tree.depth), Tree.chain(tree.size - 1)
 
 
 def _late_pass(
@@ -161,18 +171,18 @@ def _draft_passes(
     draft: Params, cache: Cache, block: Block, token: Array, *, model: Model, tree: Tree
 ) -> Array:
     """The draft's passes over the levels of a tree: `[B]` from the last one's logits."""
-    for level in levels(tree):
-        nodes = jnp.broadcast_to(token[:, None], (len(token), len(level.new)))
+    for new, level in inner_levels(tree):
+        nodes = jnp.broadcast_to(token[:, None], (len(token), len(new)))
         seen = jnp.pad(jnp.asarray(level.mask), ((0, 0), (1, 0)))
         token, block = _pass(draft, nodes, seen, cache, block, 1 + level.start, model=model)
     return token
 
 
 def _head_passes(
-    draft: HeadParams, memory: FeatureState, token: Array, *, drafter: FeatureDrafter
+    draft: HeadParams, memory: FeatureState, token: Array, *, drafter: FeatureDrafter, tree: Tree
 ) -> Array:
     """A head's passes over the tokens that wait, and over the levels below the root: `[B]`."""
-    head, target, tree = drafter.head, drafter.target, drafter.tree
+    head, target = drafter.head, drafter.target
 
     def run(token: Array, features: Array, mask: Array, block: Block | None, start: int) -> Guess:
         nodes = jnp.broadcast_to(token[:, None], features.shape[:2])
@@ -188,9 +198,9 @@ def _head_passes(
     waiting = jnp.tril(jnp.ones((tree.path_length, tree.path_length), bool))
     guess = run(token, head.fuse(draft.head, memory.features), waiting, None, 0)
     token, rows = read(guess.hidden[:, :1]), guess.block.k[0].dtype
-    block = empty_block(head.config, len(token), max(int(tree.inner.sum()) - 1, 1), rows)
-    for level in list(levels(tree))[1:]:
-        shape = (len(token), len(level.new), guess.features.shape[-1])
+    block = empty_block(head.config, len(token), max(tree.rows - 1, 1), rows)
+    for new, level in list(inner_levels(tree))[1:]:
+        shape = (len(token), len(new), guess.features.shape[-1])
         features = jnp.broadcast_to(guess.features[:, :1], shape)
         guess = run(token, features, jnp.asarray(level.mask[:, 1:]), block, level.start - 1)
         token, block = read(guess.hidden), guess.block

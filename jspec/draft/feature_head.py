@@ -1,18 +1,19 @@
-"""A head that reads the target's features, and grows a static tree with the dice of the rule."""
+"""A head that reads the target's features, and grows a tree with the dice of the rule."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_block, empty_cache
 from jspec.candidates import Candidates, Dice, Rule
+from jspec.draft.expanding import expand
 from jspec.draft.growing import Level, grow
 from jspec.draft.protocol import Text
+from jspec.growth import Growth
 from jspec.models.heads import Guess, Head, HeadParams
 from jspec.models.prefill import fill
 from jspec.models.protocol import EmbeddingModel, Output
@@ -37,8 +38,8 @@ class FeatureState:
 
 
 class _Carry(NamedTuple):
-    """Of the inner nodes below the root their rows; of all of them the features `[B, I, D]` that
-    the head guesses."""
+    """Of the I nodes that are run their rows, but for the root's, and the features `[B, I, D]` that
+    the head guesses there."""
 
     block: Block
     features: Array
@@ -53,11 +54,14 @@ class FeatureDrafter:
 
     head: Head
     target: EmbeddingModel
-    tree: Tree
-    draws: ClassVar[bool] = True
+    tree: Tree | Growth
 
     def read(self, output: Output) -> Array:
         return self.head.read(output)
+
+    @property
+    def draws(self) -> bool:
+        return isinstance(self.tree, Tree)
 
     def start(
         self,
@@ -100,8 +104,7 @@ class FeatureDrafter:
         *,
         rule: Rule,
     ) -> tuple[Candidates, FeatureState]:
-        batch, inner = len(text.length), int(self.tree.inner.sum())
-        rank = np.cumsum(self.tree.inner) - 1
+        batch, inner = len(text.length), self.tree.rows
         root = self._catch_up(params, state, text)
         every = jnp.broadcast_to(jnp.arange(self.tree.path_length), state.features.shape[:2])
         # The first token has no row: there is no feature before it.
@@ -114,17 +117,20 @@ class FeatureDrafter:
         def run(level: Level, tokens: Array, carry: _Carry) -> tuple[Array, _Carry]:
             if not level.depth:
                 return self.head.logits(params, last(root.hidden), target=self.target), carry
+            parent = jnp.broadcast_to(jnp.asarray(level.parent), tokens.shape)
             guess = self._run(
                 params,
                 tokens,
-                carry.features[:, rank[np.array(self.tree.parents)[level.new]]],
+                jnp.take_along_axis(carry.features, parent[..., None], axis=1),
                 jnp.broadcast_to((text.length - 2 + level.depth)[:, None], tokens.shape),
-                jnp.asarray(level.mask[:, 1:]),  # the root's row is committed
+                jnp.asarray(level.mask[..., 1:]),  # the root's row is committed
                 state.cache,
                 carry.block,
                 start=level.start - 1,
             )
-            features = carry.features.at[:, rank[level.new]].set(guess.features)
+            features = jax.lax.dynamic_update_slice_in_dim(
+                carry.features, guess.features, level.start, axis=1
+            )
             logits = self.head.logits(params, guess.hidden, target=self.target)
             return logits, _Carry(guess.block, features)
 
@@ -133,7 +139,8 @@ class FeatureDrafter:
             empty_block(self.head.config, batch, max(inner - 1, 1), root.block.k[0].dtype),
             jnp.pad(features, ((0, 0), (0, inner - 1), (0, 0))),
         )
-        candidates, _ = grow(carry, text, dice, sampling, tree=self.tree, rule=rule, run=run)
+        guess = grow if isinstance(self.tree, Tree) else expand
+        candidates, *_ = guess(carry, text, dice, sampling, tree=self.tree, rule=rule, run=run)
         return candidates, state
 
     def commit(

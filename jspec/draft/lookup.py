@@ -8,6 +8,7 @@ from jax import Array
 
 from jspec.candidates import Candidates, Dice, Rule
 from jspec.draft.protocol import Text
+from jspec.growth import Growth
 from jspec.models.protocol import Output, Params
 from jspec.sampling import Sampling
 from jspec.tree import Tree
@@ -38,6 +39,11 @@ class LookupDrafter:
             raise ValueError(
                 f"shortest={self.shortest}, longest={self.longest}: "
                 "a match is at least one token and at most the longest"
+            )
+        if isinstance(self.tree, Growth):
+            raise ValueError(
+                f"tree of {self.tree.size} nodes grows by scores, and look-up has none: use a "
+                "chain or a fork"
             )
         if any(self.tree.children(depth) > 1 for depth in range(1, self.tree.depth)):
             raise ValueError(

@@ -6,6 +6,7 @@ from flax import struct
 from jax import Array
 
 from jspec.candidates import Candidates, Dice, Rule
+from jspec.growth import Growth
 from jspec.models.protocol import Output, Params
 from jspec.penalties import History
 from jspec.sampling import Sampling
@@ -30,7 +31,7 @@ class Drafter(Protocol):
     Under coupled verification nothing that a drafter does can change the text, only the speed.
     """
 
-    tree: Tree
+    tree: Tree | Growth
     draws: bool
     """Whether its candidates are the rule's draws, and all of them, or a choice of its own."""
 

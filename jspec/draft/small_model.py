@@ -1,7 +1,6 @@
-"""A small language model that grows a static tree with the dice of the rule."""
+"""A small language model that grows a tree with the dice of the rule."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,10 @@ from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_block
 from jspec.candidates import Candidates, Dice, Rule
-from jspec.draft.growing import Level, grow
+from jspec.draft.expanding import expand
+from jspec.draft.growing import NO_ROW, Level, grow
 from jspec.draft.protocol import Text
+from jspec.growth import Growth
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Output, Params
 from jspec.penalties import History
@@ -28,12 +29,15 @@ class SmallModelState:
       cache: committed rows; one fewer than the target's where `late`.
       late: `[B]` bool: the token before the root is not committed. It was a leaf, and leaves are
         guessed but not run.
-      block: the last proposal's rows: first the late token's, then those of the inner nodes.
+      block: the last proposal's rows: first the late token's, then those of the nodes that were
+        run, which may be others than those of the tree.
+      rows: `[B, N]` where among the latter each node of the last tree is, -1 if it was not run.
     """
 
     cache: Cache
     late: Array
     block: Block
+    rows: Array
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,14 @@ class SmallModelDrafter:
     """The children of a node are what the rule draws from the draft's law."""
 
     model: Model
-    tree: Tree
-    draws: ClassVar[bool] = True
+    tree: Tree | Growth
 
     def read(self, output: Output) -> None:
         """It needs nothing of the target."""
+
+    @property
+    def draws(self) -> bool:
+        return isinstance(self.tree, Tree)
 
     def start(
         self,
@@ -60,9 +67,10 @@ class SmallModelDrafter:
         cache = prefill(
             params, tokens, length - 1, model=self.model, capacity=capacity, chunk=chunk
         )
-        rows = 1 + int(self.tree.inner.sum())
-        block = empty_block(self.model.config, len(length), rows, cache.k[0].dtype)
-        return SmallModelState(cache, jnp.zeros(length.shape, bool), block)
+        batch, rows = len(length), 1 + self.tree.rows
+        block = empty_block(self.model.config, batch, rows, cache.k[0].dtype)
+        nowhere = jnp.zeros((batch, self.tree.size), jnp.int32)
+        return SmallModelState(cache, jnp.zeros(length.shape, bool), block, nowhere)
 
     def propose(
         self,
@@ -88,18 +96,20 @@ class SmallModelDrafter:
             return _widen(logits, text.history), output.block
 
         block = self._catch_up(params, state, _before_root(text), text.length - 2)
-        candidates, block = grow(block, text, dice, sampling, tree=self.tree, rule=rule, run=run)
-        return candidates, state.replace(block=block)
+        guess = grow if isinstance(self.tree, Tree) else expand
+        candidates, rows, block = guess(
+            block, text, dice, sampling, tree=self.tree, rule=rule, run=run
+        )
+        return candidates, state.replace(block=block, rows=rows)
 
     def commit(
         self, state: SmallModelState, path: Array, count: Array, output: Output
     ) -> SmallModelState:
-        inner = self.tree.inner
-        last = jnp.take_along_axis(path, jnp.maximum(count, 1)[:, None] - 1, axis=1)[:, 0]
-        leaf = ~jnp.asarray(inner)[last]
-        # A leaf has no row; it stands at the end of a path, where it is not counted.
-        place = jnp.asarray(np.cumsum(inner))[path]
-        shifted = jnp.pad(place, ((0, 0), (1, 0)))
+        place = jnp.take_along_axis(state.rows, path, axis=1)
+        last = jnp.take_along_axis(place, jnp.maximum(count, 1)[:, None] - 1, axis=1)[:, 0]
+        # A leaf that was not run stands at the end of a path, where it is not counted.
+        leaf = last == NO_ROW
+        shifted = jnp.pad(1 + place, ((0, 0), (1, 0)))
         rows = jnp.where(state.late[:, None], shifted[:, :-1], shifted[:, 1:])
         kept = jnp.where(count > 0, state.late + count - leaf, 0)
         return state.replace(
@@ -126,10 +136,11 @@ class SmallModelDrafter:
         return jax.tree.map(lambda x, new: x.at[:, :, :1].set(new), state.block, row)
 
 
-def _with_late(late: Array, mask: np.ndarray) -> Array:
-    """`[T, N]` and `[B]` -> `[B, T, 1 + N]`: the late token's row, seen where there is one."""
-    first = jnp.broadcast_to(late[:, None, None], (len(late), len(mask), 1))
-    rest = jnp.broadcast_to(jnp.asarray(mask), (len(late), *mask.shape))
+def _with_late(late: Array, mask: np.ndarray | Array) -> Array:
+    """`[T, N]` or `[B, T, N]` and `[B]` -> `[B, T, 1 + N]`: the late token's row, seen where there
+    is one."""
+    first = jnp.broadcast_to(late[:, None, None], (len(late), mask.shape[-2], 1))
+    rest = jnp.broadcast_to(jnp.asarray(mask), (len(late), *mask.shape[-2:]))
     return jnp.concatenate([first, rest], axis=-1)
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jspec.growth import Growth
+from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import coupled
 
@@ -18,8 +20,19 @@ admit, roll, verify = coupled.admit, coupled.roll, coupled.verify
 
 
 def draw(
-    dice: Array, logits: Array, *, tree: Tree, depth: int, nodes: np.ndarray
+    dice: Array, logits: Array, *, tree: Tree | Growth, depth: int, nodes: np.ndarray
 ) -> tuple[Array, Array]:
     """The draft's likeliest tokens."""
     tokens = coupled.best(logits, tree.children(depth))
     return tokens, jnp.ones(tokens.shape, bool)
+
+
+def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, depth: int) -> Array:
+    """How likely the target draws each of `tokens`, whose dice the draft does not look at.
+
+    To the draft they are one more thing that it is wrong by: noise of the scale of the temperature
+    beside that of `coupled.ERROR`. (EAGLE-2 scores by the law at temperature 1 whatever is served.)
+    """
+    temperature = sampling.temperature[:, None, None]
+    hot = jnp.where(temperature > 0, temperature, 1.0)
+    return coupled.chances(logits * (hot / jnp.hypot(temperature, coupled.ERROR)), tokens)

@@ -1,0 +1,110 @@
+"""How well the scores that trees grow by foretell what a target picks, on text of its own."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy import optimize
+
+from jspec.decode import autoregress
+from jspec.models.protocol import Model, Params
+from jspec.ragged import Prompts
+from jspec.sampling import noise, sampling
+from jspec.verify import coupled, one_sample
+
+SCALES = 0.02, 10.0  # between which the error of a draft is sought
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """Mean log-probabilities that a draft gave, before each, to the tokens that a target picked.
+
+    Attributes:
+      coupled, one_sample: by the scores of these rules.
+      law: by the draft's law at the `temperature`; unwarped: at temperature 1, as EAGLE-2 scores.
+      error: the scale of the draft's error under which the coupled rule's score would say most;
+        fitted: what it would say.
+    """
+
+    temperature: float
+    coupled: float
+    one_sample: float
+    law: float
+    unwarped: float
+    error: float
+    fitted: float
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def foresight(
+    params: Params,
+    draft_params: Params,
+    prompts: Prompts,
+    keys: Array,
+    *,
+    target: Model,
+    draft: Model,
+    temperature: float,
+    tokens: int,
+) -> Foresight:
+    """Has the target write `tokens` after each of the prompts, with the dice of its keys `[B]`, and
+    the draft read them."""
+    how = sampling(len(keys), temperature=temperature)
+    written = autoregress(params, prompts, keys, how, target=target, tokens=tokens).tokens
+    vocabulary = target.config.vocabulary
+    logits = _read(draft_params, prompts, written, model=draft, vocabulary=vocabulary)
+    places = prompts.length[:, None] + jnp.arange(tokens)[None]
+    dice = noise(keys, places, vocabulary, how).reshape(-1, 1, vocabulary)
+    # Every place is the root of a sequence.
+    logits, picks = logits.reshape(dice.shape), written.reshape(-1, 1, 1)
+    how, hot = sampling(len(dice), temperature=temperature), temperature or 1.0
+
+    def mean(score: Callable[[Array, Array], Array]) -> float:
+        return float(jax.jit(lambda logits, dice: score(logits, dice).mean())(logits, dice))
+
+    def misses(scale: Array, logits: Array, dice: Array) -> Array:
+        return -coupled.chances((logits + dice * hot) / jnp.exp(scale), picks).mean()
+
+    miss = jax.jit(misses)
+    best = optimize.minimize_scalar(
+        lambda scale: float(miss(scale, logits, dice)), bounds=np.log(SCALES), method="bounded"
+    )
+    return Foresight(
+        temperature=temperature,
+        coupled=mean(lambda z, dice: coupled.score(dice, z / hot, picks, how, depth=0)),
+        one_sample=mean(lambda z, dice: one_sample.score(dice, z / hot, picks, how, depth=0)),
+        law=mean(lambda z, dice: coupled.chances(z / hot, picks)),
+        unwarped=mean(lambda z, dice: coupled.chances(z, picks)),
+        error=float(np.exp(best.x)),
+        fitted=-float(best.fun),
+    )
+
+
+def _read(
+    params: Params, prompts: Prompts, written: Array, *, model: Model, vocabulary: int
+) -> Array:
+    """A model's logits `[B, T, V]` before each of the tokens `written` `[B, T]` after prompts."""
+    count = written.shape[1]
+
+    @jax.jit
+    def read(params: Params, prompts: Prompts, written: Array) -> Array:
+        text = jnp.pad(prompts.tokens, ((0, 0), (0, count)))
+        put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+        text = put(text, written, prompts.length, 0)
+        places = jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape)
+        causal = jnp.tril(jnp.ones((text.shape[1],) * 2, bool))
+        hidden = model.forward(params, text, places, causal).hidden
+        before = prompts.length[:, None] - 1 + jnp.arange(count)[None]
+        logits = model.logits(params, jnp.take_along_axis(hidden, before[..., None], axis=1))
+        missing = max(vocabulary - logits.shape[-1], 0)
+        padded = jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+        return padded[..., :vocabulary]
+
+    return read(params, prompts, written)

@@ -1,0 +1,178 @@
+"""`jspec distill` of heads, from a recipe to a head that drafts."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_zoo
+
+from jspec import zoo
+from jspec.cli.main import main
+from jspec.distill import run
+from jspec.formats.heads import load_head
+from jspec.formats.huggingface import load
+
+CONFIG = """
+from jspec.distill.recipe import Answers, Distillation, FeatureHead, Text
+
+
+def config() -> Distillation:
+    return Distillation(
+        name="run", target="zoo:target", head=FeatureHead(feedforward=8, passes=2, decay=0.5),
+        output={output!r}, text=Text(source={source!r}, weight=0.5, held_out=0.3),
+        answers=Answers(weight=0.5, count=6, prompt=4, tokens=20, batch=2),
+        length=32, batch=8, chunk=16, steps=6, warmup=1, evaluate_every=3, save_every=2, keep=9,
+        served="0,1", tree="chain:2", prompts=2, tokens=8,
+    )
+"""
+WORDS = ("def", "add", "left", "right", "return", "+", "\\n", ":", "(", ")")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"), heads=4, kv_heads=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(models):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(zoo, "MODELS", models)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    rng, tmp_path = np.random.default_rng(0), tmp_path_factory.mktemp("distill")
+    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 30))}) for _ in range(20)]
+    source, file = tmp_path / "texts.jsonl", tmp_path / "config.py"
+    source.write_text("\n".join(lines))
+    file.write_text(CONFIG.format(output=str(tmp_path / "runs"), source=str(source)))
+    return file
+
+
+def told(capsys, *arguments: object) -> dict:
+    capsys.readouterr()
+    code = main(tuple(map(str, arguments)))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return json.loads(out)
+
+
+def distil(capsys, config: Path, *changes: str) -> dict:
+    return told(capsys, "distill", "--json", config, *changes)
+
+
+@pytest.fixture(scope="module")
+def whole(config) -> Path:
+    """The folder of a run that nothing stopped."""
+    assert main(("distill", str(config))) == 0
+    return config.parent / "runs" / "run"
+
+
+def refused(capsys, *arguments: object) -> str:
+    capsys.readouterr()
+    assert main(tuple(map(str, arguments))) == 2
+    out, err = capsys.readouterr()
+    complaint = err.splitlines()[-1]
+    assert out == "" and complaint.startswith("jspec: "), err
+    return complaint
+
+
+def head(folder: str | Path, models: Path):
+    target = load(models / "target")
+    return load_head(folder, target.model, target.params)
+
+
+def weights(folder: str | Path, models: Path) -> list[np.ndarray]:
+    return [np.asarray(x, np.float32) for x in jax.tree.leaves(head(folder, models).params)]
+
+
+def log(config: Path, name: str = "run") -> list[dict]:
+    file = config.parent / "runs" / name / "log.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_run_leaves_a_head_that_drafts_for_its_target(capsys, config, whole, models):
+    made = head(whole / "model", models)
+    assert made.head.config.feedforward == 8
+    assert made.head.module.sampling and made.head.module.partial
+    first, last = log(config)
+    assert last["held_out_loss"] < first["held_out_loss"]
+    assert last["held_out_feature_loss"] < first["held_out_feature_loss"]
+    assert 0 < last["held_out_acceptance_2"] < 1
+    assert 1 <= last["tokens_per_round@1"] <= 3
+    prompt = ("--target", "zoo:target", "--prompt", "def add", "--tokens", "12", "--json")
+    plain = told(capsys, "generate", *prompt)
+    draft = told(capsys, "generate", *prompt, "--draft", whole / "model", "--tree", "chain:2")
+    assert draft["ids"] == plain["ids"]
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
+    capsys, config, whole, models, monkeypatch
+):
+    sources = run._sources
+
+    def breaking(*arguments):
+        source_at = sources(*arguments)
+
+        def at(step, params):
+            if step == 4:
+                raise FloatingPointError("stopped here")
+            return source_at(step, params)
+
+        return at
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_sources", breaking)
+        assert main(("distill", str(config), "name=stopped")) == 1
+    done = distil(capsys, config, "name=stopped")
+    for one, other in zip(
+        weights(whole / "model", models), weights(done["folder"], models), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_is_exported_with_its_targets_embedding_and_taught_further(
+    capsys, config, whole, models, tmp_path
+):
+    out = tmp_path / "out"
+    record = told(capsys, "export", "--json", whole, out)
+    assert (record["family"], record["target"]) == ("eagle", "zoo:target")
+    assert (out / "model.safetensors").stat().st_size > record["parameters"] * 2
+    for one, other in zip(weights(whole / "model", models), weights(out, models), strict=True):
+        np.testing.assert_array_equal(one, other)
+    told(capsys, "export", "--json", whole, tmp_path / "2", "--step", "2")
+    early = weights(tmp_path / "2", models)
+    assert any(
+        np.any(one != other) for one, other in zip(early, weights(out, models), strict=True)
+    )
+    again = distil(capsys, config, "name=again", f"draft={out}", "learning_rate=0", "steps=1")
+    for one, other in zip(weights(again["folder"], models), weights(out, models), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("head.kind=eagle2", "head.kind='eagle2' is none of: eagle, fspad"),
+        ("head.passes=0", "head.passes=0: must be at least 1"),
+        ("head.decay=0", "head.decay=0.0: must lie above 0"),
+        ("head.noise=-1", "head.noise=-1.0: must be 0 or more"),
+        ("head.features=nan", "head.features=nan: must be 0 or more"),
+        ("head.feedforward=-8", "head.feedforward=-8: must be 0 or more"),
+        ("head.tokens=5", "only eagle3 has them"),
+        ("head.kind=eagle3", "eagle3's features are its own"),
+        ("rollouts.weight=1", "rollouts.weight=1.0: a head writes nothing alone"),
+        ("head=none", "give one of the three"),
+        ("draft=zoo:wide", "draft='zoo:wide': "),
+    ],
+)
+def test_bad_recipes_are_refused(capsys, config, change, said):
+    assert said in refused(capsys, "distill", config, "name=refused", change)
+    assert not (config.parent / "runs" / "refused" / "model").exists()
+
+
+def test_a_head_of_another_kind_does_not_go_on_with_a_run(capsys, config, whole):
+    assert "head" in refused(capsys, "distill", config, "head.kind=eagle")
