@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jspec.distill.answers import answer
+from jspec.distill import answers
 from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document, Mixture, Source, pack
 from jspec.distill.evaluation import both, decoding, held_out_loss, tokens_per_round
@@ -74,7 +74,7 @@ def distill(
     texts: Texts,
     held_out: Texts,
     *,
-    answers: Sequence[Document] | None = None,
+    shared: Sequence[Document] | None = None,
     mesh: Mesh | None = None,
     note: Note,
 ) -> Run:
@@ -82,7 +82,7 @@ def distill(
 
     Args:
       texts: to learn from, and to take prompts from; held_out: to measure on.
-      answers: of the target, where runs share them; else the run has some written for itself.
+      shared: answers of the target that several runs learn; else the run has its own written.
       note: told what is being done before the first step, and what went wrong.
     """
     target, student = course.target, course.student
@@ -112,7 +112,7 @@ def distill(
         course.steps,
         student.params,
         frozen,
-        _sources(recipe, folder, course, texts, answers),
+        _sources(recipe, folder, course, texts, shared),
         measure,
         tokens_per_round,
         mesh=mesh,
@@ -155,7 +155,7 @@ def _sources(
     folder: Path,
     course: Course,
     texts: Texts,
-    answers: Sequence[Document] | None,
+    shared: Sequence[Document] | None,
 ) -> Callable[[int, Params], Source]:
     """Which rows serve a step: those of the three sources, mixed by their weights."""
     student = course.student
@@ -165,9 +165,9 @@ def _sources(
         rows = pack(documents, recipe.length, lengths=texts.lengths, seed=recipe.seed)
         fixed.append((rows, recipe.text.weight))
     if recipe.answers.weight:
-        if answers is None:
-            answers = target_answers(recipe, folder / "answers", course, texts)
-        fixed.append((pack(answers, recipe.length, seed=recipe.seed), recipe.answers.weight))
+        if shared is None:
+            shared = target_answers(recipe, folder / "answers", course, texts)
+        fixed.append((pack(shared, recipe.length, seed=recipe.seed), recipe.answers.weight))
 
     def mixed(*more: tuple[Source, float]) -> Source:
         return Mixture(*zip(*fixed, *more, strict=True), seed=recipe.seed)
@@ -210,7 +210,7 @@ def _written(
     name = type(wanted).__name__.lower()
     temperatures = read_temperatures(f"{name}.temperature", wanted.temperature)
     with progress(name, wanted.count) as show:
-        found = answer(
+        found = answers.answer(
             folder,
             writer.params,
             writer.draft,

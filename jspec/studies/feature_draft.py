@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 from jax.sharding import Mesh
 
+from jspec.config import ModelConfig
 from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document
 from jspec.distill.recipe import Distillation
@@ -13,9 +14,8 @@ from jspec.distill.run import Course, course, distill, target_answers
 from jspec.distill.student import HeadStudent, ModelStudent, head_of
 from jspec.formats.folder import claim
 from jspec.formats.huggingface import Checkpoint
-from jspec.models.heads import Head
+from jspec.growth import Growth
 from jspec.models.initial import initial
-from jspec.models.protocol import Params
 from jspec.shapes import read_tree
 from jspec.sharding import REPLICATED, RULES
 from jspec.studies.ablation import head_for
@@ -50,18 +50,21 @@ def feature_draft(
     records = [found for one in timed for found in measured(one, 0)]
     note("the target writes answers, for all heads")
     answers = _answers(recipe, material)
-    courses = {kind: _course(recipe, kind, target, mesh) for kind in recipe.kinds}
+    courses: dict[str, Course] = {}
     total = recipe.seeds * len(recipe.kinds)
-    for number, (kind, seed) in enumerate(_heads(recipe), start=1):
+    for number, (kind, seed, run) in enumerate(runs(recipe, target.model.config), start=1):
         note(f"head {number} of {total}: {kind}, seed {seed}")
-        run = _run(recipe, kind, seed, target)
+        if kind not in courses:
+            courses[kind] = course(run, target, _student(run, target, mesh), mesh=mesh)
+        # One program serves all seeds, each with first parameters of its own.
+        taught = courses[kind]._replace(student=_student(run, target, mesh))
         done = distill(
-            run, _seeded(courses[kind], run, mesh), material.texts, material.held_out,
-            answers=answers, mesh=mesh, note=note,
+            run, taught, material.texts, material.held_out,
+            shared=answers, mesh=mesh, note=note,
         )  # fmt: skip
         if done.step < run.steps:
             return None
-        head = Contestant(kind, courses[kind].student, done.params, (recipe.tree, recipe.growth))
+        head = Contestant(kind, taught.student, done.params, (recipe.tree, recipe.growth))
         records += measured(head, seed)
         if not seed:
             timed.append(head)
@@ -72,17 +75,29 @@ def feature_draft(
     return Records([*records, *took])
 
 
-def _trees(recipe: FeatureDraftStudy, target: Checkpoint) -> dict[str, Tree]:
-    """All trees by what they are called; raises `ValueError` for a static and a grown one of other
-    sizes."""
+def runs(recipe: FeatureDraftStudy, target: ModelConfig) -> Iterator[tuple[str, int, Distillation]]:
+    """Each head that is taught: its kind, its seed, and its recipe."""
+    for seed in range(recipe.seeds):
+        for kind in recipe.kinds:
+            head = head_for(kind, recipe.teaching.head, target)
+            yield kind, seed, replace(recipe.taught_as(kind, seed), head=head)
+
+
+def _trees(recipe: FeatureDraftStudy, target: Checkpoint) -> dict[str, Tree | Growth]:
+    """All trees by what they are called; raises `ValueError` where the heads' two are not a static
+    and a grown one of one size."""
     context = target.model.config.context
     named = dict.fromkeys((recipe.tree, recipe.growth, *recipe.draft_trees))
     trees = {text: read_tree(text, context) for text in named}
-    ours, grown = trees[recipe.tree], trees[recipe.growth]
-    if ours.size != grown.size:
+    static, grown = trees[recipe.tree], trees[recipe.growth]
+    if not isinstance(static, Tree):
+        raise ValueError(f"tree={recipe.tree!r} grows: give a static one, such as comb:4x3x2x2")
+    if not isinstance(grown, Growth):
+        raise ValueError(f"growth={recipe.growth!r} does not grow: give one as grow:4x4x12")
+    if static.size != grown.size:
         raise ValueError(
-            f"growth={recipe.growth!r} has {grown.size} nodes and tree={recipe.tree!r} has "
-            f"{ours.size}: give both as many"
+            f"growth={recipe.growth!r} has {grown.size} nodes where tree={recipe.tree!r} has "
+            f"{static.size}: give both as many"
         )
     return trees
 
@@ -101,29 +116,8 @@ def _answers(recipe: FeatureDraftStudy, material: Material) -> Sequence[Document
     return target_answers(recipe.teaching, folder, material.course, material.texts)
 
 
-def _heads(recipe: FeatureDraftStudy) -> Iterator[tuple[str, int]]:
-    return ((kind, seed) for seed in range(recipe.seeds) for kind in recipe.kinds)
-
-
-def _run(recipe: FeatureDraftStudy, kind: str, seed: int, target: Checkpoint) -> Distillation:
-    """How a head is taught."""
-    head = head_for(kind, recipe.teaching.head, target.model.config)
-    return replace(recipe.taught_as(kind, seed), head=head)
-
-
-def _course(recipe: FeatureDraftStudy, kind: str, target: Checkpoint, mesh: Mesh | None) -> Course:
-    """How heads of a kind are taught, of whichever seed."""
-    run = _run(recipe, kind, 0, target)
+def _student(run: Distillation, target: Checkpoint, mesh: Mesh | None) -> HeadStudent:
+    """A head as it begins."""
     head = head_of(run.head, target.model.config)
-    return course(run, target, HeadStudent(head, _begun(run, head, mesh)), mesh=mesh)
-
-
-def _seeded(course: Course, run: Distillation, mesh: Mesh | None) -> Course:
-    """The same with the first parameters of the run's seed."""
-    begun = _begun(run, course.student.head, mesh)
-    return course._replace(student=replace(course.student, params=begun))
-
-
-def _begun(run: Distillation, head: Head, mesh: Mesh | None) -> Params:
     rules = REPLICATED if run.replicated else RULES
-    return initial(head, jax.random.key(run.seed), mesh=mesh, rules=rules)
+    return HeadStudent(head, initial(head, jax.random.key(run.seed), mesh=mesh, rules=rules))

@@ -143,25 +143,23 @@ def _latency(
     names: Mapping[str, str],
     panels: Sequence["Axes"],
 ) -> None:
+    marks = {recipe.tree: "o", recipe.growth: "^"}
     for served, axes in zip(recipe.served, panels, strict=True):
         for number, draft in enumerate((*recipe.kinds, *recipe.drafts)):
             here = [one for one in found.standings if (one.draft, one.served) == (draft, served)]
-            axes.scatter(
-                [one.draft_ms for one in here],
-                [one.per_round.value for one in here],
-                color=f"C{number}",
-                marker="o" if draft in recipe.kinds else "s",
-                label=names.get(draft, draft),
-            )
-            for one in here:
-                axes.annotate(
-                    one.tree,
-                    (one.draft_ms, one.per_round.value),
-                    xytext=(3, 3),
-                    textcoords="offset points",
-                    fontsize="xx-small",
-                )
-        axes.set_title(f"T={served:g}; round: heads, square: small models", fontsize="small")
+            for rank, one in enumerate(here):
+                at = one.draft_ms, one.per_round.value
+                label = None if rank else names.get(draft, draft)
+                mark = marks[one.tree] if draft in recipe.kinds else "s"
+                axes.scatter(*at, color=f"C{number}", marker=mark, label=label)
+                if mark == "s":
+                    axes.annotate(
+                        one.tree, at, xytext=(4, 4), textcoords="offset points", fontsize="xx-small"
+                    )
+        axes.set_title(
+            f"T={served:g}; heads: round {recipe.tree}, triangle {recipe.growth}; square: models",
+            fontsize="small",
+        )
         axes.set_xlabel("milliseconds a round that the draft takes")
         axes.set_ylabel("tokens a round")
         axes.grid(alpha=0.3)

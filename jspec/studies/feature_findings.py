@@ -60,8 +60,8 @@ class Equals:
 
 @dataclass(frozen=True)
 class FeatureFindings:
-    """Answers, in tokens a round: `over_base` of each kind over EAGLE's head, `over_wide` of FSPAD's
-    over EAGLE's with as many parameters; `equals` in latency, of heads and small models."""
+    """Answers, in tokens a round: `over_base` of each kind of head over EAGLE's, `over_wide` of
+    FSPAD's over EAGLE's with as many parameters; `equals` in latency, of heads and small models."""
 
     over_base: tuple[Duel, ...]
     over_wide: tuple[Duel, ...]

@@ -15,6 +15,7 @@ from jspec.distill.student import Student
 from jspec.distill.temperatures import Temperatures
 from jspec.distill.texts import Texts
 from jspec.formats.huggingface import Checkpoint
+from jspec.growth import Growth
 from jspec.models.protocol import Params
 from jspec.studies.material import HOME, SEED, windows
 from jspec.studies.recipe import FeatureDraftStudy
@@ -53,7 +54,7 @@ class Rounds:
         self,
         recipe: FeatureDraftStudy,
         target: Checkpoint,
-        trees: Mapping[str, Tree],
+        trees: Mapping[str, Tree | Growth],
         domains: Mapping[str, Texts],
     ) -> None:
         self._recipe, self._target, self._trees = recipe, target, trees
@@ -96,7 +97,7 @@ class Rounds:
 def timings(
     recipe: FeatureDraftStudy,
     target: Checkpoint,
-    trees: Mapping[str, Tree],
+    trees: Mapping[str, Tree | Growth],
     texts: Texts,
     timed: Sequence[Contestant],
 ) -> Iterator[Record]:

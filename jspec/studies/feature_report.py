@@ -62,8 +62,8 @@ def answers(recipe: FeatureDraftStudy, found: FeatureFindings) -> Iterator[str]:
             yield f"{place}: FSPAD above EAGLE of as many parameters: {_verdict(rest)}."
     for one in found.equals:
         yield (
-            f"T={one.head.served:g}, at equal latency: {_told(one.head)}; of the small models "
-            f"{_told(one.rival)}."
+            f"T={one.head.served:g}: of the heads {_told(one.head)}; of the small models, nearest "
+            f"to that latency, {_told(one.rival)}."
         )
 
 
@@ -137,7 +137,7 @@ def _setting(recipe: FeatureDraftStudy, about: dict[str, Any]) -> str:
         f"{teaching.text.weight:g}, {teaching.answers.count} answers of the target by "
         f"{teaching.answers.weight:g}, the same rows in the same order for all kinds of a seed. "
         f"Losses: {head.features:g} of the feature, {head.logits:g} of the law; noise "
-        f"{head.noise:g}; {head.passes} passes. {recipe.seeds} seeds. `{WIDE}` has EAGLE's shape "
+        f"{head.noise:g}; passes: {head.passes}. {recipe.seeds} seeds. `{WIDE}` has EAGLE's shape "
         "and, by a wider feed-forward, FSPAD's parameters. Coupled verification. Measured on "
         f"{recipe.prompts} prompts of each domain, {recipe.tokens} new tokens, the same for all; "
         "± is Student's 95% interval over seeds, and says nothing of other texts. The small models "
