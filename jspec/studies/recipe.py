@@ -190,7 +190,7 @@ class FeatureDraftStudy(Study):
     tree: str = "comb:4x3x2x2"
     growth: str = "grow:4x4x12"
     drafts: tuple[str, ...] = ("zoo:wide", "zoo:distilled")
-    draft_trees: tuple[str, ...] = ("chain:3", "comb:2x1", "comb:4x3x2x2", "grow:4x4x12")
+    draft_trees: tuple[str, ...] = ("chain:3", "chain:7", "chain:11", "comb:4x3x2x2", "grow:4x4x12")
 
     def __post_init__(self) -> None:
         super().__post_init__()
