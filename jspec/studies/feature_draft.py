@@ -21,6 +21,7 @@ from jspec.sharding import REPLICATED, RULES
 from jspec.studies.ablation import head_for
 from jspec.studies.feature_gauge import Contestant, Rounds, timings
 from jspec.studies.material import Material
+from jspec.studies.programs import drop_programs
 from jspec.studies.recipe import FeatureDraftStudy
 from jspec.studies.records import Record, Records, kept_in
 from jspec.tree import Tree
@@ -54,6 +55,7 @@ def feature_draft(
     total = recipe.seeds * len(recipe.kinds)
     for number, (kind, seed, run) in enumerate(runs(recipe, target.model.config), start=1):
         note(f"head {number} of {total}: {kind}, seed {seed}")
+        drop_programs()
         if kind not in courses:
             courses[kind] = course(run, target, _student(run, target, mesh), mesh=mesh)
         # One program serves all seeds, each with first parameters of its own.
@@ -68,6 +70,7 @@ def feature_draft(
         records += measured(head, seed)
         if not seed:
             timed.append(head)
+    drop_programs()
     took = kept_in(
         place / "timing.json",
         lambda: list(timings(recipe, target, trees, material.held_out, timed)),

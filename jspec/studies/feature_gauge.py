@@ -18,6 +18,7 @@ from jspec.formats.huggingface import Checkpoint
 from jspec.growth import Growth
 from jspec.models.protocol import Params
 from jspec.studies.material import HOME, SEED, windows
+from jspec.studies.programs import drop_programs
 from jspec.studies.recipe import FeatureDraftStudy
 from jspec.studies.records import Record
 from jspec.tree import Tree
@@ -124,6 +125,7 @@ def timings(
     for row in summarise(_samples(recipe, target, work, methods), coupled=list(places)):
         yield record(row.method, row.temperature, PER_SECOND, row.tokens_per_second)
         yield record(row.method, row.temperature, SPEEDUP, row.speedup)
+    drop_programs()
     for served in recipe.served:
         for one in _latencies(recipe, target, work, methods, served):
             yield record(one.method, served, DRAFT_MS, one.draft_ms)
