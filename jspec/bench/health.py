@@ -41,7 +41,7 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
     """Runs both over `tokens` `[B, M]` and compares them from the place `first` on."""
     first = max(first, 2)  # of what follows the first token no head knows anything
     written = tokens[:, first:]
-    known = written < draft.vocabulary
+    known = draft.knows(written)
     (ours, target_loss), (theirs, draft_loss) = (
         _guesses(guesser.logits(tokens[:, :-1]), tokens[:, 1:])
         for guesser in (ModelDraft(target), draft)
