@@ -141,6 +141,28 @@ def head_logits(
     return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
 
 
+@functools.partial(jax.jit, static_argnames=("head", "target"))
+def second_logits(
+    params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
+) -> Array:
+    """The same where it reads, for the last token alone, the feature that it guessed itself, as it
+    does one level below the root; all alike after the first two."""
+    following, length = tokens[:, 1:], tokens.shape[1] - 1
+    embedded = head.embed(params, following, target=target)
+    features = head.fuse(params.head, seen[:, :-1])
+    positions, mask = _whole(following)
+    guess = head.forward(params.head, embedded, features, positions, mask)
+    room = ((0, 0), (0, 0), (0, length), (0, 0))
+    block = jax.tree.map(lambda x: jnp.pad(x, room), guess.block)
+    # Of the first pass a row sees what is before it, and of the second itself.
+    before = jnp.tril(jnp.ones((length, length), bool), -1)
+    mask = jnp.concatenate([before, jnp.eye(length, dtype=bool)], axis=1)
+    features = jnp.roll(guess.features, 1, axis=1)
+    again = head.forward(params.head, embedded, features, positions, mask, None, block, length)
+    logits = head.logits(params, again.hidden, target=target)
+    return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
+
+
 def _whole(tokens: Array) -> tuple[Array, Array]:
     """Positions and mask of texts in one pass."""
     length = tokens.shape[1]

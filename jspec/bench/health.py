@@ -21,7 +21,7 @@ CHANCE = 0.5
 @dataclass(frozen=True)
 class Health:
     """On a text of the target: how often both have the same best token, and the mean nats that each
-    gives the next one; `uniform` is what guessing blindly costs."""
+    gives the next one; `uniform` is what guessing blindly costs the draft."""
 
     agreement: float
     target_loss: float
@@ -71,10 +71,11 @@ def causes(target: Checkpoint, draft: Draft, health: Health, *, dtype: str) -> I
             f"context: the text has {health.length} tokens, and the draft was made for "
             f"{draft.context} (its max_position_embeddings)"
         )
-    if not health.target_loss < health.uniform - CHANCE:
+    chance = math.log(target.model.config.vocabulary)
+    if not health.target_loss < chance - CHANCE:
         yield (
             f"target: it gives its own text {health.target_loss:.2f} nats a token where chance is "
-            f"{health.uniform:.2f}, so the target itself is untrained or loaded wrongly"
+            f"{chance:.2f}, so the target itself is untrained or loaded wrongly"
         )
     if not health.draft_loss < health.uniform - CHANCE:
         yield (
