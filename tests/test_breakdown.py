@@ -43,7 +43,10 @@ def test_the_passes_of_a_round_are_made_and_no_others(models, kind, tree):
     state = begin(*params, work.batches[0], **names, rule=method.rule, tokens=6)
     late = jax.numpy.zeros(breakdown.ROUNDS, bool)
     loops = (
-        (functools.partial(breakdown._rounds, rule=method.rule), (work.keys[0], work.sampling(0))),
+        (
+            functools.partial(breakdown.whole_rounds, rule=method.rule),
+            (work.keys[0], work.sampling(0)),
+        ),
         (breakdown._passes, (late,)),
     )
     whole, passes = (

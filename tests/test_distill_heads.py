@@ -145,9 +145,7 @@ def test_a_run_is_exported_with_its_targets_embedding_and_taught_further(
         np.testing.assert_array_equal(one, other)
     told(capsys, "export", "--json", whole, tmp_path / "2", "--step", "2")
     early = weights(tmp_path / "2", models)
-    assert any(
-        np.any(one != other) for one, other in zip(early, weights(out, models), strict=True)
-    )
+    assert any(np.any(one != other) for one, other in zip(early, weights(out, models), strict=True))
     again = distil(capsys, config, "name=again", f"draft={out}", "learning_rate=0", "steps=1")
     for one, other in zip(weights(again["folder"], models), weights(out, models), strict=True):
         np.testing.assert_array_equal(one, other)

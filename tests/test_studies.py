@@ -18,8 +18,6 @@ from jspec.formats.huggingface import load
 from jspec.studies import node
 from jspec.studies.findings import findings
 from jspec.studies.gauge import (
-    AWAY,
-    HOME,
     NODE_RULES,
     OVERLAP,
     PER_ROUND,
@@ -27,6 +25,7 @@ from jspec.studies.gauge import (
     decoded,
     methods,
 )
+from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, mean
 from jspec.studies.temperature import PER_SECOND, SPEEDUP, UNTAUGHT

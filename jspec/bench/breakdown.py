@@ -66,24 +66,25 @@ def breakdown(
     )
     law = work.sampling(temperature)
     rounds = functools.partial(
-        _rounds, params, method.draft, state, work.keys[0], law, **names, rule=method.rule
+        whole_rounds, params, method.draft, state, work.keys[0], law, **names, rule=method.rule
     )
-    late = _late(rounds())
+    late = late_rounds(rounds())
     passes = functools.partial(_passes, params, method.draft, state, late, **names)
     jax.block_until_ready(passes())
-    times = [(_seconds(rounds), _seconds(passes)) for _ in range(repetitions)]
+    times = [(seconds(rounds), seconds(passes)) for _ in range(repetitions)]
     whole, models = (median(column) * 1e3 / ROUNDS for column in zip(*times, strict=True))
     outside = median(1 - passes / rounds for rounds, passes in times)
     return Breakdown(method.name, temperature, whole, models, outside)
 
 
-def _seconds(function: Callable[[], Any]) -> float:
+def seconds(function: Callable[[], Any]) -> float:
+    """How long a call takes, results included."""
     started = time.perf_counter()
     jax.block_until_ready(function())
     return time.perf_counter() - started
 
 
-def _late(result: tuple[State, Array]) -> Array:
+def late_rounds(result: tuple[State, Array]) -> Array:
     """`[ROUNDS]` bool, as many of them true as rounds had a late token, spread evenly."""
     share = int(result[1]) / ROUNDS
     steps = jnp.floor(jnp.arange(ROUNDS + 1) * share + 1e-6)
@@ -91,7 +92,7 @@ def _late(result: tuple[State, Array]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "rule"))
-def _rounds(
+def whole_rounds(
     params: Params,
     draft: Params,
     state: State,

@@ -1,44 +1,67 @@
 """`jspec study`: the papers' experiments."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
 from jspec.cli.distill import read_lesson
 from jspec.cli.overrides import override
+from jspec.cli.pair import read_draft
 from jspec.cli.placement import placed
 from jspec.cli.recipes import read_recipe
 from jspec.cli.screen import console, emit
 from jspec.cli.verb import DONE, FAILED, Verb
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jspec.distill.checkpoints import Note
+    from jspec.studies.material import Material
+    from jspec.studies.recipe import Study as Recipe
+    from jspec.studies.records import Records
+
+
+class Experiment(NamedTuple):
+    """A study: its recipe, what measures, and what writes that down and says what was found."""
+
+    recipe: "type[Recipe]"
+    run: "Callable[..., Records | None]"
+    write: "Callable[[Any, Records], list[str]]"
+
+
+def experiments() -> dict[str, Experiment]:
+    """All of them, by name."""
+    from jspec.studies import feature_report, report
+    from jspec.studies.feature_draft import feature_draft
+    from jspec.studies.recipe import FeatureDraftStudy, TemperatureStudy
+    from jspec.studies.temperature import temperature
+
+    return {
+        "temperature": Experiment(TemperatureStudy, temperature, report.write),
+        "feature-draft": Experiment(FeatureDraftStudy, feature_draft, feature_report.write),
+    }
 
 
 @dataclass(kw_only=True)
 class Study(Verb):
     """Run an experiment, on the zoo if no config is given; goes on from where it stopped."""
 
-    study: Positional[Literal["temperature"]]
-    """Drafts taught at some temperatures, and served at others."""
+    study: Positional[Literal["temperature", "feature-draft"]]
+    """Drafts taught at some temperatures and served at others, or heads that read the target's
+    features, with each of FSPAD's changes alone and both."""
     words: Positional[tuple[str, ...]] = ()
     """A Python file whose `config()` returns the study, then fields to change, dotted: seeds=5
     teaching.steps=1000 served="0 1"."""
 
     def run(self) -> int:
         from jspec.distill.preemption import leaving
-        from jspec.distill.run import course
         from jspec.sharding import read_mesh
-        from jspec.studies.recipe import TemperatureStudy
-        from jspec.studies.report import answers, write
-        from jspec.studies.temperature import temperature
-        from jspec.zoo.lessons import elsewhere
 
-        given = [word for word in self.words if "=" not in word]
-        changes = [word for word in self.words if "=" in word]
-        if len(given) > 1:
-            raise ValueError(f"{' '.join(given)}: give one config, and changes as field=value")
-        recipe = read_recipe(Path(given[0]), TemperatureStudy) if given else TemperatureStudy()
-        recipe = override(recipe, changes)
+        experiment = experiments()[self.study]
+        recipe = self._recipe(experiment.recipe)
         mesh = read_mesh(recipe.teaching.mesh)
         screen = console()
 
@@ -46,19 +69,9 @@ class Study(Verb):
             screen.print(text, soft_wrap=True)
 
         with leaving(note), placed(mesh):
-            teaching = replace(recipe.teaching, name=recipe.name, output=recipe.output)
-            lesson = read_lesson(teaching, mesh, note)
-            target = lesson.target
-            away = elsewhere(
-                recipe.elsewhere,
-                target.tokenizer,
-                target.end_of_text[0],
-                cache=recipe.folder / "data",
-            )
-            compiled = course(teaching, target, lesson.student, mesh=mesh)
             try:
-                records = temperature(
-                    recipe, compiled, lesson.texts, lesson.held_out, away, mesh=mesh, note=note
+                records = experiment.run(
+                    recipe, _material(recipe, mesh, note), mesh=mesh, note=note
                 )
             except FloatingPointError as error:
                 note(f"{error}: what was measured before is kept")
@@ -66,10 +79,35 @@ class Study(Verb):
         if records is None:
             note(f"{recipe.name}: stopped, and saved; the same command goes on with it")
             return DONE
-        found = list(answers(recipe, write(recipe, records)))
+        found = experiment.write(recipe, records)
         if self.json:
             emit({"name": recipe.name, "folder": str(recipe.folder), "findings": found})
         else:
             note("\n".join(found))
             note(f"{recipe.name}: written to {recipe.folder / 'report.md'}")
         return DONE
+
+    def _recipe(self, kind: "type[Recipe]") -> "Recipe":
+        given = [word for word in self.words if "=" not in word]
+        changes = [word for word in self.words if "=" in word]
+        if len(given) > 1:
+            raise ValueError(f"{' '.join(given)}: give one config, and changes as field=value")
+        return override(read_recipe(Path(given[0]), kind) if given else kind(), changes)
+
+
+def _material(recipe: "Recipe", mesh: "Mesh | None", note: "Note") -> "Material":
+    from jspec.distill.run import course
+    from jspec.studies.material import Material
+    from jspec.zoo.lessons import elsewhere
+
+    teaching = replace(recipe.teaching, name=recipe.name, output=recipe.output)
+    lesson = read_lesson(teaching, mesh, note)
+    target = lesson.target
+    end, cache = target.end_of_text[0], recipe.folder / "data"
+    return Material(
+        course(teaching, target, lesson.student, mesh=mesh),
+        lesson.texts,
+        lesson.held_out,
+        elsewhere(recipe.elsewhere, target.tokenizer, end, cache=cache),
+        lambda name: read_draft(name, target, "float32", mesh),
+    )

@@ -1,6 +1,5 @@
 """A distillation from its recipe: data, teacher, student and loop."""
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +75,7 @@ def distill(
     texts: Texts,
     held_out: Texts,
     *,
+    shared: Sequence[Document] | None = None,
     mesh: Mesh | None = None,
     note: Note,
 ) -> Run:
@@ -83,6 +83,7 @@ def distill(
 
     Args:
       texts: to learn from, and to take prompts from; held_out: to measure on.
+      shared: answers of the target that several runs learn; else the run has its own written.
       note: told what is being done before the first step, and what went wrong.
     """
     target, student = course.target, course.student
@@ -113,7 +114,7 @@ def distill(
         course.steps,
         student.params,
         frozen,
-        _sources(recipe, folder, course, texts),
+        _sources(recipe, folder, course, texts, shared),
         measure,
         tokens_per_round,
         mesh=mesh,
@@ -131,28 +132,44 @@ class Writer(NamedTuple):
     draft: Params
 
 
-def _sources(
+def target_answers(
     recipe: Distillation, folder: Path, course: Course, texts: Texts
+) -> list[Document]:
+    """What the target writes for a recipe, and nothing that hangs on the student; those that
+    `folder` holds are not made again."""
+    target, student = course.target, course.student
+    # Of a draft that has learned nothing yet no guess is worth its while.
+    guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
+    if recipe.draft:
+        guessing = (
+            _guessing("answers.tree", recipe.answers.tree, course),
+            student.drafting(student.params, target.params),
+        )
+    writer = Writer("target", target.model, target.params, *guessing)
+    return _written(
+        recipe, recipe.answers, folder, (ANSWERS,),
+        texts=texts, stops=target.end_of_text, writer=writer,
+    )  # fmt: skip
+
+
+def _sources(
+    recipe: Distillation,
+    folder: Path,
+    course: Course,
+    texts: Texts,
+    shared: Sequence[Document] | None,
 ) -> Callable[[int, Params], Source]:
     """Which rows serve a step: those of the three sources, mixed by their weights."""
-    target, student = course.target, course.student
+    student = course.student
     fixed: list[tuple[Source, float]] = []
     if recipe.text.weight:
         documents = _at_temperatures(recipe, texts)
         rows = pack(documents, recipe.length, lengths=texts.lengths, seed=recipe.seed)
         fixed.append((rows, recipe.text.weight))
-    written = functools.partial(_written, recipe, texts=texts, stops=target.end_of_text)
     if recipe.answers.weight:
-        # Of a draft that has learned nothing yet no guess is worth its while.
-        guessing: tuple[Drafter, Params] = LookupDrafter(LOOKED_UP), ()
-        if recipe.draft:
-            guessing = (
-                _guessing("answers.tree", recipe.answers.tree, course),
-                student.drafting(student.params, target.params),
-            )
-        writer = Writer("target", target.model, target.params, *guessing)
-        rows = written(recipe.answers, folder / "answers", (ANSWERS,), writer=writer)
-        fixed.append((rows, recipe.answers.weight))
+        if shared is None:
+            shared = target_answers(recipe, folder / "answers", course, texts)
+        fixed.append((pack(shared, recipe.length, seed=recipe.seed), recipe.answers.weight))
 
     def mixed(*more: tuple[Source, float]) -> Source:
         return Mixture(*zip(*fixed, *more, strict=True), seed=recipe.seed)
@@ -168,7 +185,11 @@ def _sources(
         if turn not in latest:
             writer = Writer("student", student.model, params, LookupDrafter(LOOKED_UP), ())
             place = folder / "rollouts" / f"{turn:05}"
-            rows = written(recipe.rollouts, place, (ROLLOUTS, turn), writer=writer)
+            found = _written(
+                recipe, recipe.rollouts, place, (ROLLOUTS, turn),
+                texts=texts, stops=course.target.end_of_text, writer=writer,
+            )  # fmt: skip
+            rows = pack(found, recipe.length, seed=recipe.seed)
             latest.clear()
             latest[turn] = mixed((rows, recipe.rollouts.weight))
         return latest[turn]
@@ -185,8 +206,8 @@ def _written(
     texts: Texts,
     stops: Sequence[int],
     writer: Writer,
-) -> Source:
-    """Rows of what the writer goes on with after the beginnings of texts."""
+) -> list[Document]:
+    """What the writer goes on with after the beginnings of texts."""
     seed = int(np.random.default_rng((recipe.seed, *told_apart)).integers(2**31))
     name = type(wanted).__name__.lower()
     temperatures = read_temperatures(f"{name}.temperature", wanted.temperature)
@@ -207,14 +228,13 @@ def _written(
             show=show,
         )
     documents = [one.document() for one in found]
-    if recipe.loss_temperature:
-        loss = read_temperatures("loss_temperature", recipe.loss_temperature)
-        drawn = loss.draw(seed, len(documents)).tolist()
-        documents = [
-            document._replace(temperature=temperature)
-            for document, temperature in zip(documents, drawn, strict=True)
-        ]
-    return pack(documents, recipe.length, seed=recipe.seed)
+    if not recipe.loss_temperature:
+        return documents
+    drawn = read_temperatures("loss_temperature", recipe.loss_temperature).draw(seed, len(found))
+    return [
+        document._replace(temperature=temperature)
+        for document, temperature in zip(documents, drawn.tolist(), strict=True)
+    ]
 
 
 def prompts(

@@ -1,15 +1,15 @@
 """The temperature study as pictures that can be read without the text."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jspec.studies import plots
 from jspec.studies.findings import matched
 from jspec.studies.gauge import (
-    AWAY,
-    HOME,
     NODE_RULES,
     OVERLAP,
     PER_ROUND,
@@ -17,15 +17,13 @@ from jspec.studies.gauge import (
     decoded,
     methods,
 )
+from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Records
 from jspec.studies.temperature import SPEEDUP, UNTAUGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-WIDTH, HEIGHT = 6.4, 4.2  # inches of one panel
-DOTS = 130  # an inch
 
 
 def draw(recipe: TemperatureStudy, records: Records, folder: Path) -> list[tuple[str, str]]:
@@ -37,16 +35,10 @@ def draw(recipe: TemperatureStudy, records: Records, folder: Path) -> list[tuple
         ("rules.png", "Rules at equal nodes, by temperature", _rules),
         ("control.png", "The draft sampled at another temperature", _control),
     ]
-    from matplotlib.figure import Figure
-
-    for file, title, paint in drawn:
-        figure = Figure(figsize=(2 * WIDTH, HEIGHT + 0.6), dpi=DOTS, layout="constrained")
-        figure.suptitle(title)
-        paint(recipe, records, figure.subplots(1, 2))
-        partial = folder / f".{file}.partial"
-        figure.savefig(partial, format="png")
-        partial.replace(folder / file)
-    return [(file, title) for file, title, _ in drawn]
+    paintings = [
+        (file, title, functools.partial(paint, recipe, records)) for file, title, paint in drawn
+    ]
+    return plots.draw(paintings, folder)
 
 
 def _overlap(recipe: TemperatureStudy, records: Records, panels: Sequence["Axes"]) -> None:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jspec.distill.temperatures import Temperatures, read_temperatures
-from jspec.studies.gauge import AWAY, HOME, NODE_RULES, OVERLAP, PER_ROUND, at_node
+from jspec.studies.gauge import NODE_RULES, OVERLAP, PER_ROUND, at_node
+from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
-from jspec.studies.records import Mean, Records
+from jspec.studies.records import Duel, Mean, Records
 from jspec.studies.temperature import UNTAUGHT
 
 HOT = 1.5  # from where on the third question asks
@@ -25,23 +26,6 @@ class Fall:
     least: float
     lowest: float
     last: float
-
-
-@dataclass(frozen=True)
-class Duel:
-    """A draft against another at a served temperature, seed by seed."""
-
-    domain: str
-    served: float
-    measure: str
-    one: str
-    other: str
-    difference: Mean
-
-    def record(self) -> dict[str, Any]:
-        """For JSON."""
-        fields = {name: value for name, value in vars(self).items() if name != "difference"}
-        return {**fields, "difference": self.difference.value, "half": self.difference.half}
 
 
 @dataclass(frozen=True)
@@ -109,14 +93,7 @@ def _duels(recipe: TemperatureStudy, records: Records) -> Iterator[Duel]:
                 if rival == ours or rival not in (*recipe.taught, UNTAUGHT):
                     continue
                 for measure in (OVERLAP, PER_ROUND):
-                    yield _duel(records, domain, served, measure, ours, rival)
-
-
-def _duel(records: Records, domain: str, served: float, measure: str, one: str, other: str) -> Duel:
-    difference = records.difference(
-        (one, domain, served, measure), (other, domain, served, measure)
-    )
-    return Duel(domain, served, measure, one, other, difference)
+                    yield records.duel(domain, served, measure, ours, rival)
 
 
 def _controls(recipe: TemperatureStudy, records: Records) -> Iterator[Control]:

@@ -7,21 +7,18 @@ import numpy as np
 
 from jspec.candidates import Rule
 from jspec.decode import autoregress, generate
-from jspec.distill.recipe import Answers
-from jspec.distill.run import Course, prompts
+from jspec.distill.run import Course
 from jspec.distill.texts import Texts
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.models.protocol import Params
 from jspec.ragged import prompts as ragged
 from jspec.sampling import sampling
 from jspec.studies import node
+from jspec.studies.material import HOME, SEED, windows
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record
 from jspec.tree import Tree
 from jspec.verify import coupled, one_sample, token_level, without_replacement
-
-HOME, AWAY = "in domain", "out of domain"
-SEED = 7
 
 # Measures: of one draw of the draft `sum min(p, q)`, and of whole decoding.
 OVERLAP, PER_ROUND = "overlap", "tokens a round"
@@ -163,15 +160,3 @@ class Gauge:
             prompt=self._recipe.prompt,
             temperature=served,
         )
-
-
-def windows(texts: Texts, count: int, recipe: TemperatureStudy, *, context: int) -> list[list[int]]:
-    """Prompts of `recipe.prompt` tokens, the same in every run; raises `ValueError` if there are
-    none as long."""
-    wanted = Answers(count=count, prompt=recipe.prompt, tokens=recipe.tokens)
-    # Those of conversations have lengths of their own; their ends are what an answer hangs on.
-    found = [row[-recipe.prompt :] for row in prompts(texts, wanted, context=context, seed=SEED)]
-    shortest = min(map(len, found))
-    if shortest < recipe.prompt:
-        raise ValueError(f"prompt={recipe.prompt}: a prompt has {shortest} tokens: ask for fewer")
-    return [row.tolist() for row in found]

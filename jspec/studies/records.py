@@ -51,6 +51,23 @@ def mean(values: Iterable[float]) -> Mean:
     return Mean(float(found.mean()), float(error * student.ppf((1 + SURE) / 2, len(found) - 1)))
 
 
+@dataclass(frozen=True)
+class Duel:
+    """A draft against another at a served temperature, seed by seed."""
+
+    domain: str
+    served: float
+    measure: str
+    one: str
+    other: str
+    difference: Mean
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = {name: value for name, value in vars(self).items() if name != "difference"}
+        return {**fields, "difference": self.difference.value, "half": self.difference.half}
+
+
 class Records:
     """Numbers, found by what they are of."""
 
@@ -77,6 +94,11 @@ class Records:
         seeds = ours if len(ours) >= len(theirs) else theirs
         pairs = [(_of(ours, seed), _of(theirs, seed)) for seed in seeds]
         return mean(a - b for a, b in pairs)
+
+    def duel(self, domain: str, served: float, measure: str, one: str, other: str) -> Duel:
+        """Of two kinds of drafts."""
+        places = [(draft, domain, served, measure) for draft in (one, other)]
+        return Duel(domain, served, measure, one, other, self.difference(*places))
 
 
 def _of(values: Mapping[int, float], seed: int) -> float:

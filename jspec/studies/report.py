@@ -6,12 +6,9 @@ from typing import Any
 
 from jspec.bench.machine import machine
 from jspec.bench.suite import PLAIN
-from jspec.formats.folder import write_json, write_text
 from jspec.studies import figures
-from jspec.studies.findings import HOT, Duel, Findings, findings
+from jspec.studies.findings import HOT, Findings, findings
 from jspec.studies.gauge import (
-    AWAY,
-    HOME,
     NODE_RULES,
     OVERLAP,
     PER_ROUND,
@@ -19,29 +16,24 @@ from jspec.studies.gauge import (
     decoded,
     methods,
 )
+from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
-from jspec.studies.records import Mean, Records
+from jspec.studies.records import Duel, Records
 from jspec.studies.temperature import PER_SECOND, SPEEDUP, UNTAUGHT
+from jspec.studies.writing import publish, signed, spread, table
 
 
-def write(recipe: TemperatureStudy, records: Records) -> Findings:
-    """Writes report, numbers and figures below `output/name`."""
+def write(recipe: TemperatureStudy, records: Records) -> list[str]:
+    """Writes report, numbers and figures below `output/name`; the answers."""
     found, about = findings(recipe, records), machine()
     drawn = figures.draw(recipe, records, recipe.folder)
-    write_json(
-        recipe.folder / "results.json",
-        {
-            "study": recipe.record(),
-            "setting": about,
-            "findings": list(answers(recipe, found)),
-            "differences": [duel.record() for duel in (*found.duels, *found.rules)],
-            "controls": [dataclasses.asdict(control) for control in found.controls],
-            "records": [dataclasses.asdict(record) for record in records.all],
-        },
-    )
-    lines = _lines(recipe, records, found, about, drawn)
-    write_text(recipe.folder / "report.md", "\n".join(lines) + "\n")
-    return found
+    said = list(answers(recipe, found))
+    computed = {
+        "differences": [duel.record() for duel in (*found.duels, *found.rules)],
+        "controls": [dataclasses.asdict(control) for control in found.controls],
+    }
+    publish(recipe, records, about, said, computed, _lines(recipe, records, found, about, drawn))
+    return said
 
 
 def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
@@ -63,7 +55,7 @@ def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
         if control.over_reference is not None:
             yield (
                 f"At T={control.served:g} the matched draft's overlap is "
-                f"{_signed(control.over_reference)} over that of the draft taught at "
+                f"{signed(control.over_reference)} over that of the draft taught at "
                 f"{recipe.reference}, sampled at the best temperature for it, "
                 f"{control.reference_drawn:g}."
             )
@@ -72,14 +64,14 @@ def answers(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
             if duel.other == rule and duel.domain == HOME and duel.served >= HOT:
                 yield (
                     f"Coupled against {rule} at T={duel.served:g}, {recipe.width} candidates: "
-                    f"{_signed(duel.difference)}."
+                    f"{signed(duel.difference)}."
                 )
 
 
 def _count(duels: Sequence[Duel]) -> str:
     won = sum(d.difference.sign > 0 for d in duels)
     lost = sum(d.difference.sign < 0 for d in duels)
-    each = ", ".join(f"T={d.served:g} {_signed(d.difference)}" for d in duels)
+    each = ", ".join(f"T={d.served:g} {signed(d.difference)}" for d in duels)
     return (
         f"better in {won} of {len(duels)} cells, worse in {lost}, undecided in "
         f"{len(duels) - won - lost} ({each})"
@@ -153,7 +145,7 @@ def _rules(recipe: TemperatureStudy, records: Records, kind: str) -> Iterator[st
         yield from _matrix(
             recipe,
             named,
-            lambda name, served, named=named, digits=digits: _pm(
+            lambda name, served, named=named, digits=digits: spread(
                 records.mean(kind, HOME, served, named[name]), digits
             ),
         )
@@ -169,14 +161,14 @@ def _control(recipe: TemperatureStudy, found: Findings) -> Iterator[str]:
             f"{one.served:g}",
             f"{one.untaught:.3f}",
             f"{one.untaught_best:.3f} at {one.untaught_drawn:g}",
-            _pm(one.reference),
-            f"{_pm(one.reference_best)} at {one.reference_drawn:g}",
-            "" if one.matched is None else _pm(one.matched),
-            "" if one.over_reference is None else _signed(one.over_reference),
+            spread(one.reference),
+            f"{spread(one.reference_best)} at {one.reference_drawn:g}",
+            "" if one.matched is None else spread(one.matched),
+            "" if one.over_reference is None else signed(one.over_reference),
         )
         for one in found.controls
     )
-    yield from _table(head, rows)
+    yield from table(head, rows)
 
 
 def _diagonal(found: Findings) -> Iterator[str]:
@@ -188,43 +180,30 @@ def _diagonal(found: Findings) -> Iterator[str]:
             f"{duel.served:g}",
             duel.measure,
             _name(duel.other),
-            _signed(duel.difference),
+            signed(duel.difference),
             {1: "better", 0: "undecided", -1: "worse"}[duel.difference.sign],
         )
         for duel in found.duels
     )
-    yield from _table(head, rows)
+    yield from table(head, rows)
 
 
 def _matrix(
     recipe: TemperatureStudy, rows: Iterable[str], cell: Callable[[str, float], str]
 ) -> Iterator[str]:
     """Rows against served temperatures."""
-    yield from _table(
+    yield from table(
         ("", *(f"T={served:g}" for served in recipe.served)),
         ((_name(row), *(cell(row, served) for served in recipe.served)) for row in rows),
     )
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(row)} |"
-
-
 def _cell(
     records: Records, domain: str, measure: str, digits: int = 3
 ) -> Callable[[str, float], str]:
-    return lambda kind, served: _pm(records.mean(kind, domain, served, measure), digits)
+    return lambda kind, served: spread(records.mean(kind, domain, served, measure), digits)
 
 
 def _name(kind: str) -> str:
     """A kind of draft as a reader knows it."""
     return f"taught at {kind}" if kind[:1].isdigit() or kind[:1] == "." else kind
-
-
-def _pm(mean: Mean, digits: int = 3) -> str:
-    return f"{mean.value:.{digits}f}" + ("" if mean.half is None else f" ± {mean.half:.{digits}f}")
-
-
-def _signed(mean: Mean) -> str:
-    return f"{mean.value:+.4f}" + ("" if mean.half is None else f" ± {mean.half:.4f}")

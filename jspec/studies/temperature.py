@@ -15,7 +15,8 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.folder import claim
 from jspec.models.protocol import Params
 from jspec.shapes import read_tree
-from jspec.studies.gauge import AWAY, HOME, SEED, Gauge, windows
+from jspec.studies.gauge import Gauge
+from jspec.studies.material import HOME, SEED, Material, windows
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, kept_in
 from jspec.tree import Tree
@@ -25,23 +26,14 @@ PER_SECOND, SPEEDUP = "tokens a second", "over plain"
 
 
 def temperature(
-    recipe: TemperatureStudy,
-    course: Course,
-    texts: Texts,
-    held_out: Texts,
-    elsewhere: Texts,
-    *,
-    mesh: Mesh | None = None,
-    note: Note,
+    recipe: TemperatureStudy, material: Material, *, mesh: Mesh | None = None, note: Note
 ) -> Records | None:
     """Teaches every draft, measures them all, and times one of each kind beside plain decoding.
 
     What is done is kept below `output/name`, and not done again. None if the machine was taken
     away meanwhile.
-
-    Args:
-      course: how drafts are taught; elsewhere: texts of another domain.
     """
+    course = material.course
     tree = read_tree(recipe.tree, course.target.model.config.context)
     vocabulary = course.target.model.config.vocabulary
     if recipe.width > vocabulary:
@@ -49,7 +41,7 @@ def temperature(
     record = recipe.record()
     claim(recipe.folder / "study.json", record, fixed=record, what="study")
     note("the target writes what is measured on")
-    gauge = Gauge(recipe, course, tree, {HOME: held_out, AWAY: elsewhere})
+    gauge = Gauge(recipe, course, tree, material.domains)
     place = recipe.folder / "records"
 
     def measured(draft: str, seed: int, params: Params) -> list[Record]:
@@ -62,12 +54,12 @@ def temperature(
     total = recipe.seeds * len(recipe.taught)
     for number, (taught, seed, run) in enumerate(recipe.runs(), start=1):
         note(f"draft {number} of {total}: taught at {taught}, seed {seed}")
-        done = distill(run, course, texts, held_out, mesh=mesh, note=note)
+        done = distill(run, course, material.texts, material.held_out, mesh=mesh, note=note)
         if done.step < run.steps:
             return None
         records += measured(taught, seed, done.params)
         timed.setdefault(taught, done.params)
-    return Records([*records, *_timings(recipe, course, tree, held_out, timed)])
+    return Records([*records, *_timings(recipe, course, tree, material.held_out, timed)])
 
 
 def _timings(
