@@ -83,6 +83,8 @@ def test_the_most_frequent_tokens_are_taken_and_of_the_rest_the_lowest():
     for count in (2, 5, 30, 61):
         d2t = frequent(documents(*texts), count, vocabulary=61, always=(7, 60, 7))
         np.testing.assert_array_equal(d2t + np.arange(count), sorted(order[:count]))
+    d2t = frequent(documents([1999]), 500, vocabulary=2000, always=())
+    np.testing.assert_array_equal(d2t + np.arange(500), [*range(499), 1999])
 
 
 def test_counts_do_not_hang_on_how_many_texts_are_read_at_a_time(monkeypatch):
