@@ -18,7 +18,7 @@ from jspec.models.attention import attend_layer
 from jspec.models.heads import HeadParams
 from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
-from jspec.models.transformer import transformer
+from jspec.models.transformer import observed, transformer
 from jspec.queue import generate_many
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
@@ -62,6 +62,7 @@ __all__ = [
     "load",
     "load_head",
     "make_mesh",
+    "observed",
     "prompts",
     "sampling",
     "save",

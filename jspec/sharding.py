@@ -18,6 +18,7 @@ RULES: Rules = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "vocabulary": ("tensor",),
+    "draft_vocabulary": ("tensor",),
 }
 AXES = ("data", "fsdp", "tensor")
 # Of a model that every device has all of, as a draft's that is too small to be cut.
@@ -61,7 +62,7 @@ def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:
     """Raises `ValueError` if `mesh` does not divide what it would cut.
 
     Args:
-      sizes: a model's config, whose fields are the names of the table.
+      sizes: a model's config, or a head's module, whose fields are names of the table.
     """
     for name, homes in rules.items():
         size = getattr(sizes, name, None)

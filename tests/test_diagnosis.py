@@ -10,9 +10,12 @@ import optax
 import pytest
 
 from jspec import Checkpoint, HeadCheckpoint, HeadParams
-from jspec.bench.diagnosis import _bare, _swapped, _turning, diagnose
-from jspec.bench.drafts import HeadDraft, head_logits, model_logits, seen_by
+from jspec.bench.diagnosis import diagnose
+from jspec.bench.drafts import HeadDraft, head_logits, model_logits, second_logits, seen_by
+from jspec.bench.ways import Bare, _bare, _swapped, _turning
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle, fspad
+from jspec.models.transformer import observed
 
 STEPS, RATE = 150, 0.01
 
@@ -74,3 +77,103 @@ def test_what_a_head_was_made_for_is_named_first(make, wrong, said, target, para
     )
     found = diagnose(draft, np.pad(text, ((0, 0), (0, 1))), 4)
     assert found[0].startswith(said) if said else not found
+
+
+FEW = 30
+OFFSETS = jnp.zeros(FEW, jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def lesson(target, params):
+    """A teacher, a text, a head of EAGLE-3, and what teaches one the text by heart, so far as it is
+    of the first `FEW` tokens, its second guesses too."""
+    config = replace(target.config, rope_theta=5.0)
+    teacher = type(target)(target.module.clone(config=config), config)
+    text = jnp.asarray(np.random.default_rng(1).integers(0, config.vocabulary, (4, 49)))
+    best = jnp.argmax(model_logits(params, text, model=teacher), axis=-1)
+    head = eagle3(replace(config, layers=1), layers=(1,), draft_vocabulary=FEW, norm_output=True)
+    seen = seen_by(params, text, head=head, model=observed(teacher, head.layers))
+    known = (best < FEW) & (jnp.arange(text.shape[1]) > 2)[None]
+
+    def teach(head):
+        optimizer = optax.adam(RATE)
+
+        def lost(logits):
+            law = jax.nn.log_softmax(logits[..., :FEW])
+            own = jnp.take_along_axis(law, jnp.minimum(best, FEW - 1)[..., None], axis=-1)[..., 0]
+            return -(own * known).sum() / known.sum()
+
+        def loss(own):
+            given = HeadParams(own, params, OFFSETS), text, seen
+            first, second = (
+                guesses(*given, head=head, target=teacher)
+                for guesses in (head_logits, second_logits)
+            )
+            return lost(first) + lost(second)
+
+        @jax.jit
+        def step(own, state):
+            change, state = optimizer.update(jax.grad(loss)(own), state)
+            return optax.apply_updates(own, change), state
+
+        own = jax.jit(head.init)(jax.random.key(2))
+        # Features that are not of unit size, and norms that turn some channels over, tell places.
+        uneven = 2 * jax.random.normal(jax.random.key(5), (config.width,))
+        own |= {name: {"weight": uneven} for name in ("feature_norm", "norm")}
+        own["fusion"] = {"weight": 4 * own["fusion"]["weight"]}
+        state = optimizer.init(own)
+        for _ in range(STEPS):
+            own, state = step(own, state)
+        return own
+
+    return teacher, text, head, teach
+
+
+@pytest.fixture(scope="module")
+def own(lesson):
+    """Parameters of the head."""
+    *_, head, teach = lesson
+    return teach(head)
+
+
+def found_of(head, own, d2t, lesson, params):
+    teacher, text, *_ = lesson
+    draft = HeadDraft(
+        HeadCheckpoint(head, own, Path(), "eagle3", d2t),
+        Checkpoint(teacher, params, (), Path(), "llama"),
+    )
+    return diagnose(draft, np.pad(text, ((0, 0), (0, 1))), 4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"layers": (0,)}, "ids=[0]: it was taught with those one above, [1]: "),
+        ({"layers": (2,)}, "ids=[2]: it was taught with those one below, [1]: "),
+        ({"norm_before_residual": True}, "residual=true: it was taught with false: "),
+        ({"norm_output": False}, "norm_output=false: it was taught with true: "),
+        ({}, None),
+    ],
+)
+def test_what_a_head_of_eagle3_was_made_for_is_named_first(wrong, said, lesson, own, params):
+    head = lesson[2]
+    declared = replace(head, module=head.module.clone(**wrong))
+    found = found_of(declared, own, OFFSETS, lesson, params)
+    assert said in found[0] if said else not found
+
+
+def test_a_table_that_holds_tokens_is_named_first(lesson, own, params):
+    found = found_of(lesson[2], own, jnp.arange(FEW), lesson, params)
+    assert found[0].startswith("d2t: it holds the tokens themselves, ")
+
+
+def test_a_theta_of_eagle3_is_named_first(lesson, own, params):
+    found = found_of(_turning(lesson[2], 1e4, None), own, OFFSETS, lesson, params)
+    assert found[0].startswith("rope_theta=10000: it was taught with the target's, 5: ")
+
+
+def test_a_head_that_was_taught_without_its_last_norm_is_named_first(lesson, params):
+    *_, head, teach = lesson
+    bare = Bare(head.module.clone(norm_output=False), head.config)
+    found = found_of(replace(head, module=bare.module), teach(bare), OFFSETS, lesson, params)
+    assert found[0].startswith("norm: it was taught with none before lm_head: ")

@@ -221,7 +221,7 @@ def test_a_draft_can_begin_afresh(capsys, config, models):
         ("answers.tree=bush", "answers.tree: tree='bush'"),
         ("text.source=zoo:prose", "text.source='zoo:prose': of the zoo it can be zoo:corpus"),
         ("losses.kl=1", "losses.kl is no field: there are losses.forward_kl"),
-        ("draft=", "draft='', model=None: give one of the two"),
+        ("draft=", "draft='', model=None, head=None: give one of the three"),
         ("answers.weight=-1", "answers.weight=-1.0: must be 0 or more"),
         ("text.column=body", "text.column='body' is not there: there are text"),
         ("text.source=none.json", "text.source='none.json', split 'train': cannot be read"),

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from references import assert_same, edit, rewrite
@@ -14,10 +15,15 @@ from test_cli import PROMPT, TOKENS, plain, refused, run
 
 from jspec import load, load_head, save_head
 from jspec.bench import peers
+from jspec.formats.speculators import Served
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle, fspad
 
 pytestmark = pytest.mark.usefixtures("small_zoo")
 HEADS = {"eagle": eagle, "fspad": fspad}
+EAGLE3 = ("eagle3", "speculators")
+# Of the tokens that EAGLE-3's have.
+D2T = jnp.arange(0, 320, 8, dtype=jnp.int32) - jnp.arange(40)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +35,12 @@ def heads(models, tmp_path_factory) -> Path:
         head = make(dataclasses.replace(target.model.config, layers=1))
         own = head.init(jax.random.key(4))
         save_head(place / name, head, own, embedding=target.params["embedding"])
+    for format in EAGLE3:
+        config = dataclasses.replace(target.model.config, layers=1)
+        head = eagle3(config, layers=(1, 0, 2), draft_vocabulary=len(D2T), norm_output=True)
+        asked = {"d2t": D2T, "embedding": target.params["embedding"], "format": format}
+        own = head.init(jax.random.key(4))
+        save_head(place / format, head, own, served=Served("t", ("Any",)), **asked)
     return place
 
 
@@ -44,6 +56,8 @@ def head(heads, tmp_path) -> Path:
         ("eagle", {"temperature": 0.0}, ()),
         ("eagle", {"temperature": 0.8}, ()),
         ("fspad", {"temperature": 0.8}, ("--mesh", "fsdp=4", "data=2", "--replicate-draft")),
+        ("eagle3", {"temperature": 0.0}, ()),
+        ("speculators", {"temperature": 0.8}, ("--mesh", "fsdp=4", "data=2")),
     ],
 )
 def test_the_text_is_plain_decodings_with_a_head_too(models, heads, capsys, name, law, how):
@@ -65,10 +79,13 @@ def test_a_prompt_beyond_what_a_head_was_made_for_is_told(head, capsys):
         assert ("40 tokens, and the target for 320" in err) == told
 
 
-def test_verify_examines_a_head(heads, capsys):
+@pytest.mark.parametrize("name", ["fspad", "eagle3"])
+def test_verify_examines_a_head(heads, capsys, name):
     short = ("--prompts", "1", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0")
-    code, out, _ = run(capsys, "verify", "--json", "--draft", str(heads / "fspad"), *short)
+    code, out, _ = run(capsys, "verify", "--json", "--draft", str(heads / name), *short)
     found = json.loads(out)
+    beyond = [cause for cause in found["causes"] if cause.startswith("vocabulary: ")]
+    assert bool(beyond) == (name == "eagle3")
     assert code == 0 and found["temperatures"][0]["passed"]
     assert found["health"]["draft_loss"] > 0
     causes = [cause.partition(":")[0] for cause in found["causes"]]
@@ -90,6 +107,30 @@ def test_a_head_goes_from_folder_to_folder_bit_for_bit(models, heads, capsys, tm
     assert_same(theirs.params, ours.params)
     embedding = load_file(tmp_path / "out" / "model.safetensors")["embed_tokens.weight"]
     np.testing.assert_array_equal(embedding, target.params["embedding"])
+
+
+def test_a_head_of_eagle3_goes_from_layout_to_layout_bit_for_bit(models, heads, capsys, tmp_path):
+    target = load(models / "target")
+    asked = ("--target", "zoo:target", "--json", "--dtype", "float32")
+    for verb, source, format, more in (
+        ("import", heads / "eagle3", "speculators", ("--speculative-tokens", "4")),
+        ("export", tmp_path / "speculators", "eagle3", ()),
+    ):
+        place = (str(source), str(tmp_path / format), "--format", format)
+        code, out, _ = run(capsys, verb, *place, *asked, *more)
+        assert (code, json.loads(out)["family"]) == (0, format)
+    ours, theirs = (
+        load_head(place / "eagle3", target.model, target.params) for place in (heads, tmp_path)
+    )
+    assert theirs.head == ours.head
+    assert_same((theirs.params, theirs.d2t), (ours.params, ours.d2t))
+    config = json.loads((tmp_path / "speculators" / "config.json").read_text())
+    served = config["speculators_config"]
+    assert served["proposal_methods"][0]["speculative_tokens"] == 4
+    # A name that a server finds, whatever it was called here.
+    assert served["verifier"] == {
+        "name_or_path": str(models / "target"), "architectures": ["LlamaForCausalLM"]
+    }  # fmt: skip
 
 
 def damaged(change):
@@ -117,7 +158,7 @@ def pickled(head):
         ),
         (
             damaged(lambda t: t.update({"midlayer.hidden_norm.weight": np.ones(16, np.float32)})),
-            "format='eagle3' is not read or written yet: eagle is",
+            "eagle_aux_hidden_state_layer_ids is missing, and a target of 2 layers has no usual",
         ),
         (pickled, "run: python -c"),
     ],
@@ -144,7 +185,9 @@ def test_heads_and_models_are_not_taken_for_each_other(models, head, capsys, tmp
     assert "format='eagle'" in said and "whole model" in said
     assert "leave it out" in refused(capsys, "export", "target", out, *for_target)
     said = refused(capsys, "export", str(head), out, "--format", "speculators", *for_target)
-    assert "format='speculators' is not read or written yet" in said
+    assert "format='speculators' holds heads of EAGLE-3, and this is one of EAGLE or FSPAD" in said
+    said = refused(capsys, "import", str(head), out, "--speculative-tokens", "3", *for_target)
+    assert "speculative_tokens=3: format='eagle' does not say it" in said
     said = refused(capsys, "import", str(head), out, "--target", str(head))
     assert f"target='{head}'" in said and "no whole model" in said
     assert not (tmp_path / "out").exists()
@@ -156,20 +199,27 @@ def test_a_format_is_hf_where_a_model_is_asked_for(models, capsys, tmp_path):
     assert_same(load(tmp_path / "out").params, load(models / "wide").params)
 
 
+def test_a_head_of_eagle3_is_not_written_as_another(heads, capsys, tmp_path):
+    asked = (str(heads / "eagle3"), str(tmp_path / "out"), "--target", "zoo:target")
+    said = refused(capsys, "export", *asked, "--format", "eagle")
+    assert "format='eagle' holds heads of EAGLE or FSPAD" in said
+    assert "take eagle3 or speculators" in said
+
+
 def test_bench_takes_a_head_beside_a_model_and_only_models_assist_transformers(
     heads, capsys, monkeypatch
 ):
     pytest.importorskip("torch")
     monkeypatch.setattr(peers, "THREADS", (1,))
-    head = str(heads / "eagle")
+    head, other = str(heads / "eagle"), str(heads / "eagle3")
     code, out, _ = run(
-        capsys, "bench", "--drafts", head, "zoo:wide", "--trees", "chain:1", "--lookups",
+        capsys, "bench", "--drafts", head, other, "zoo:wide", "--trees", "chain:1", "--lookups",
         "--temperatures", "0", "--prompts", "1", "--prompt-length", "8", "--tokens", "6",
         "--repetitions", "1", "--json", "--against-transformers",
     )  # fmt: skip
     rows = {row["method"]: row for row in json.loads(out)["results"]}
     assert code == 0
-    assert rows[f"{head} chain:1"]["identical"] and rows["zoo:wide chain:1"]["identical"]
+    assert all(rows[f"{name} chain:1"]["identical"] for name in (head, other, "zoo:wide"))
     assert [name for name in rows if name.startswith(peers.ASSISTED)] == [
         peers.label(f"{peers.ASSISTED} zoo:wide", 1)
     ]

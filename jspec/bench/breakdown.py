@@ -60,7 +60,7 @@ def breakdown(
     repetitions: int,
 ) -> Breakdown:
     """Times the two loops on the first batch of a workload, `repetitions` times each, in turns."""
-    names = {"target": target, "drafter": method.drafter}
+    names = {"target": method.reading(target), "drafter": method.drafter}
     state = begin(
         params, method.draft, work.batches[0], **names, rule=method.rule, tokens=work.tokens
     )

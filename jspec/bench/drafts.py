@@ -6,6 +6,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jspec.draft.feature_head import FeatureDrafter
@@ -14,7 +15,8 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.heads import Head, HeadParams
-from jspec.models.protocol import EmbeddingModel, Model, Params
+from jspec.models.protocol import EmbeddingModel, LinenModel, Model, Params
+from jspec.models.transformer import observed
 from jspec.tree import Tree
 
 
@@ -25,8 +27,15 @@ class Draft(Protocol):
     params: Params
     """Of its drafters."""
     vocabulary: int
+    """How many tokens it may guess."""
     context: int
     """How long the texts are that it was made for."""
+
+    def reading(self, target: LinenModel) -> LinenModel:
+        """The target to run, which shows what the draft reads of it."""
+
+    def knows(self, tokens: np.ndarray) -> np.ndarray:
+        """Which of the target's tokens it may guess."""
 
     def drafter(self, tree: Tree) -> Drafter:
         """Guesses over `tree`."""
@@ -53,6 +62,12 @@ class ModelDraft:
     def context(self) -> int:
         return self.checkpoint.model.config.context
 
+    def reading(self, target: LinenModel) -> LinenModel:
+        return target
+
+    def knows(self, tokens: np.ndarray) -> np.ndarray:
+        return tokens < self.vocabulary
+
     def drafter(self, tree: Tree) -> SmallModelDrafter:
         return SmallModelDrafter(self.checkpoint.model, tree)
 
@@ -69,22 +84,30 @@ class HeadDraft:
 
     @property
     def params(self) -> HeadParams:
-        return HeadParams(self.checkpoint.params, self.target.params)
+        return self.checkpoint.params_for(self.target.params)
 
     @property
     def vocabulary(self) -> int:
-        return self.checkpoint.head.config.vocabulary
+        return self.checkpoint.head.draft_vocabulary
 
     @property
     def context(self) -> int:
         return self.checkpoint.head.config.context
+
+    def reading(self, target: LinenModel) -> LinenModel:
+        layers = self.checkpoint.head.layers
+        return observed(target, layers) if layers else target
+
+    def knows(self, tokens: np.ndarray) -> np.ndarray:
+        own = self.params.tokens
+        return tokens < self.vocabulary if own is None else np.isin(tokens, own)
 
     def drafter(self, tree: Tree) -> FeatureDrafter:
         return FeatureDrafter(self.checkpoint.head, self.target.model, tree)
 
     def logits(self, tokens: Array) -> Array:
         head, target = self.checkpoint.head, self.target.model
-        seen = seen_by(self.target.params, tokens, head=head, model=target)
+        seen = seen_by(self.target.params, tokens, head=head, model=self.reading(target))
         return head_logits(self.params, tokens, seen, head=head, target=target)
 
 
@@ -115,6 +138,28 @@ def head_logits(
     features = head.fuse(params.head, seen[:, :-1])
     guess = head.forward(params.head, embedded, features, *_whole(following))
     logits = head.logits(params, guess.hidden, target=target)
+    return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
+
+
+@functools.partial(jax.jit, static_argnames=("head", "target"))
+def second_logits(
+    params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
+) -> Array:
+    """The same where it reads, for the last token alone, the feature that it guessed itself, as it
+    does one level below the root; all alike after the first two."""
+    following, length = tokens[:, 1:], tokens.shape[1] - 1
+    embedded = head.embed(params, following, target=target)
+    features = head.fuse(params.head, seen[:, :-1])
+    positions, mask = _whole(following)
+    guess = head.forward(params.head, embedded, features, positions, mask)
+    room = ((0, 0), (0, 0), (0, length), (0, 0))
+    block = jax.tree.map(lambda x: jnp.pad(x, room), guess.block)
+    # Of the first pass a row sees what is before it, and of the second itself.
+    before = jnp.tril(jnp.ones((length, length), bool), -1)
+    mask = jnp.concatenate([before, jnp.eye(length, dtype=bool)], axis=1)
+    features = jnp.roll(guess.features, 1, axis=1)
+    again = head.forward(params.head, embedded, features, positions, mask, None, block, length)
+    logits = head.logits(params, again.hidden, target=target)
     return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
 
 

@@ -57,7 +57,7 @@ def fullness(
     count = len(prompts.length)
     keys = jax.random.split(jax.random.key(0), count)
     law = sampling(count, temperature=temperature)
-    models = {"target": target, "drafter": method.drafter, "rule": method.rule}
+    models = {"target": method.reading(target), "drafter": method.drafter, "rule": method.rule}
 
     def queue() -> float:
         started = time.perf_counter()

@@ -21,7 +21,7 @@ CHANCE = 0.5
 @dataclass(frozen=True)
 class Health:
     """On a text of the target: how often both have the same best token, and the mean nats that each
-    gives the next one; `uniform` is what guessing blindly costs."""
+    gives the next one; `uniform` is what guessing blindly costs the draft."""
 
     agreement: float
     target_loss: float
@@ -41,7 +41,7 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
     """Runs both over `tokens` `[B, M]` and compares them from the place `first` on."""
     first = max(first, 2)  # of what follows the first token no head knows anything
     written = tokens[:, first:]
-    known = written < draft.vocabulary
+    known = draft.knows(written)
     (ours, target_loss), (theirs, draft_loss) = (
         _guesses(guesser.logits(tokens[:, :-1]), tokens[:, 1:])
         for guesser in (ModelDraft(target), draft)
@@ -71,10 +71,11 @@ def causes(target: Checkpoint, draft: Draft, health: Health, *, dtype: str) -> I
             f"context: the text has {health.length} tokens, and the draft was made for "
             f"{draft.context} (its max_position_embeddings)"
         )
-    if not health.target_loss < health.uniform - CHANCE:
+    chance = math.log(target.model.config.vocabulary)
+    if not health.target_loss < chance - CHANCE:
         yield (
             f"target: it gives its own text {health.target_loss:.2f} nats a token where chance is "
-            f"{health.uniform:.2f}, so the target itself is untrained or loaded wrongly"
+            f"{chance:.2f}, so the target itself is untrained or loaded wrongly"
         )
     if not health.draft_loss < health.uniform - CHANCE:
         yield (

@@ -45,7 +45,7 @@ def first_tokens_law(
             batch,
             keys,
             how,
-            target=target,
+            target=method.reading(target),
             drafter=method.drafter,
             rule=method.rule,
             tokens=DEPTH,

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -25,14 +25,21 @@ PLAIN = "plain"
 PLAIN_TEXT = (coupled, one_sample)
 
 
+def as_it_is(target: Model) -> Model:
+    """For drafters that read nothing of a target but its tokens."""
+    return target
+
+
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A way to decode: plain where `drafter` is None."""
+    """A way to decode: plain where `drafter` is None. `reading` makes of a target the one to run,
+    which shows what the drafter reads of it."""
 
     name: str
     drafter: Drafter | None = None
     draft: Params = ()
     rule: Rule = coupled
+    reading: Callable[[Model], Model] = as_it_is
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +79,8 @@ def workload(
 
 def drafted(name: str, draft: Draft, tree: str, context: int, rule: Rule = coupled) -> Method:
     """Speculation by a draft over a tree, which is given as text."""
-    return Method(name, draft.drafter(read_tree(tree, context)), draft.params, rule)
+    drafter = draft.drafter(read_tree(tree, context))
+    return Method(name, drafter, draft.params, rule, draft.reading)
 
 
 def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:
@@ -106,7 +114,7 @@ class Program:
         else:
             lowered = generate.lower(
                 *self._arguments(0, 0.0),
-                target=target,
+                target=method.reading(target),
                 drafter=method.drafter,
                 rule=method.rule,
                 tokens=work.tokens,

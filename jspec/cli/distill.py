@@ -43,7 +43,7 @@ class Lesson(NamedTuple):
         from jspec.formats.heads import HeadCheckpoint
 
         if isinstance(self.draft, HeadCheckpoint):
-            return HeadStudent(self.draft.head, self.draft.params)
+            return HeadStudent(self.draft.head, self.draft.params, self.draft.d2t)
         return ModelStudent(self.draft.model, self.draft.params)
 
 
@@ -55,11 +55,13 @@ def read_lesson(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Le
     if not target.end_of_text:
         raise ValueError(f"target={recipe.target!r} names no end of text: give it an eos_token_id")
     draft = read_student(recipe, target, mesh)
-    cache = Path(recipe.output).absolute() / recipe.name / "data"
+    run = Path(recipe.output).absolute() / recipe.name
     note("reading the texts")
     texts, held_out = lessons(
-        recipe.text, target.tokenizer, target.end_of_text[0], cache=cache, note=note
+        recipe.text, target.tokenizer, target.end_of_text[0], cache=run / "data", note=note
     )
+    if lacks_tokens(draft):
+        draft = with_tokens(draft, run, texts, target.end_of_text, mesh)
     return Lesson(target, draft, texts, held_out)
 
 
@@ -78,13 +80,51 @@ def _make(recipe: "Distillation", mesh: "Mesh | None", note: "Note") -> Path | N
 
 
 def write_draft(folder: Path, draft: "Checkpoint | HeadCheckpoint", dtype: str) -> None:
-    """Writes a draft of either kind; a head without its target's embedding."""
+    """Writes a draft of either kind; a head as its authors do, without its target's embedding."""
     from jspec.formats.heads import HeadCheckpoint, save_head
 
     if isinstance(draft, HeadCheckpoint):
-        save_head(folder, draft.head, draft.params, dtype=dtype, format=draft.format)
+        save_head(folder, draft.head, draft.params, d2t=draft.d2t, dtype=dtype)
     else:
         write_model(folder, draft, dtype)
+
+
+def lacks_tokens(draft: "Checkpoint | HeadCheckpoint") -> bool:
+    """Whether it is a fresh head of which nothing says yet what its few tokens are."""
+    from jspec.formats.heads import HeadCheckpoint
+
+    if not isinstance(draft, HeadCheckpoint) or draft.d2t is not None:
+        return False
+    return draft.head.draft_vocabulary < draft.head.config.vocabulary
+
+
+def with_tokens(
+    draft: "HeadCheckpoint",
+    run: Path,
+    texts: "Texts | None" = None,
+    always: tuple[int, ...] = (),
+    mesh: "Mesh | None" = None,
+) -> "HeadCheckpoint":
+    """The head with the tokens that its run keeps or, before there is one, the most frequent.
+
+    Args:
+      texts: to count them in; always: those that belong to it however seldom they are.
+    """
+    from jspec.distill.loop import CHECKPOINTS
+    from jspec.distill.vocabulary import TABLE, frequent, kept
+    from jspec.formats.vocabulary import laid
+
+    count = draft.head.draft_vocabulary
+    d2t = kept(run, count)
+    if d2t is None and (texts is None or (run / CHECKPOINTS).exists()):
+        raise ValueError(
+            f"{run} has no {TABLE}, so nothing says which {count} tokens its head has: put the "
+            "file back, or take another name"
+        )
+    if d2t is None:
+        vocabulary = draft.head.config.vocabulary
+        d2t = frequent(texts, count, vocabulary=vocabulary, always=always)
+    return replace(draft, d2t=laid(d2t, mesh))
 
 
 def read_student(
@@ -129,22 +169,23 @@ def _head_student(
 ) -> "HeadCheckpoint":
     import jax
 
-    from jspec.distill.student import head_of
-    from jspec.formats.heads import HeadCheckpoint
+    from jspec.distill.student import check_said, head_of
+    from jspec.formats.heads import HeadCheckpoint, own_format
     from jspec.models.initial import initial
-    from jspec.sharding import REPLICATED, RULES
+    from jspec.sharding import REPLICATED, RULES, check
 
-    head = head_of(recipe.head, target.model.config)
     if recipe.draft:
         found = read_head(
             "draft", recipe.draft, target, "float32", mesh, replicated=recipe.replicated
         )
-        if found.head != head:
-            raise ValueError(
-                f"draft={recipe.draft!r} is {found.head}, and head.kind={recipe.head.kind!r} with "
-                f"its sizes is {head}: say what the draft is"
-            )
+        try:
+            check_said(recipe.head, found.head)
+        except ValueError as error:
+            raise ValueError(f"draft={recipe.draft!r}: {error}") from error
         return found
+    head = head_of(recipe.head, target.model.config)
     rules = REPLICATED if recipe.replicated else RULES
+    if mesh is not None:
+        check(mesh, head.module, rules)
     params = initial(head, jax.random.key(recipe.seed), mesh=mesh, rules=rules)
-    return HeadCheckpoint(head, params, target.folder, "eagle")
+    return HeadCheckpoint(head, params, target.folder, own_format(head))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from jspec.cli.distill import read_student
+from jspec.cli.distill import lacks_tokens, read_student, with_tokens
 from jspec.cli.pair import read_model
 from jspec.cli.transfer import Transfer
 
@@ -74,6 +74,8 @@ def _of_run(run: Path, recipe: "Distillation", step: str) -> "Checkpoint | HeadC
     from jspec.distill.step import start
 
     draft = read_student(recipe)
+    if lacks_tokens(draft):
+        draft = with_tokens(draft, run)
     state = start(draft.params, optimizer=optimizer(recipe))
     place = (run / CHECKPOINTS).absolute()
     return replace(draft, params=checkpoints.read(place, step, state).params)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jspec.decode import Generation
+    from jspec.draft.protocol import Drafter
     from jspec.formats.huggingface import Checkpoint
+    from jspec.models.protocol import LinenModel, Params
     from jspec.sampling import Sampling
 
 
@@ -179,10 +181,10 @@ class Generate(Verb):
         vocabulary = target.model.config.vocabulary
         batch = prompts([ids], context=context, tokens=self.tokens, vocabulary=vocabulary)
         keys = jax.random.key(self.seed)[None]
-        options = {"target": target.model, "tokens": self.tokens}
         if self.plain:
+            options = {"target": target.model, "tokens": self.tokens}
             return stream_plain(target.params, batch, keys, law, **options)
-        drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
+        model, drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
         rule = getattr(verify, self.rule)
         rule.admit(drafter.tree, drafter.draws)
         return stream(
@@ -191,13 +193,17 @@ class Generate(Verb):
             batch,
             keys,
             law,
+            target=model,
             drafter=drafter,
             rule=rule,
-            **options,
+            tokens=self.tokens,
         )
 
-    def _drafter(self, target: "Checkpoint", length: int, mesh: "Mesh | None") -> tuple[Any, Any]:
-        """The drafter and its parameters, for a text of at most `length` tokens."""
+    def _drafter(
+        self, target: "Checkpoint", length: int, mesh: "Mesh | None"
+    ) -> "tuple[LinenModel, Drafter, Params]":
+        """For a text of at most `length` tokens the target to run, and the drafter with its
+        parameters."""
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
@@ -207,7 +213,7 @@ class Generate(Verb):
         context = target.model.config.context
         tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
-            return LookupDrafter(tree), ()
+            return target.model, LookupDrafter(tree), ()
         if self.draft is None and self.target != settings.TARGET:
             raise ValueError(
                 f"target={self.target!r} has no draft of its own: give --draft, --lookup or --plain"
@@ -226,7 +232,7 @@ class Generate(Verb):
                 "may guess badly, and the text stays what it is",
                 soft_wrap=True,
             )
-        return draft.drafter(tree), draft.params
+        return draft.reading(target.model), draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:
         """Statistics on stderr, or everything as one object on stdout."""

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from jspec.cli.pair import Dtype, is_head, read_head, read_model, write_model
 from jspec.cli.screen import console, emit
 from jspec.cli.verb import DONE, Verb
+from jspec.zoo import PREFIX
 
 if TYPE_CHECKING:
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
+    from jspec.formats.speculators import Served
 
 MODEL_FORMAT = "hf"
 
@@ -23,10 +25,14 @@ class Transfer(Verb):
     """Of the weights in the file; the zoo's are bfloat16."""
     format: Literal["hf", "eagle", "eagle3", "speculators"] | None = None
     """The layout to write: hf, which is a whole model's, or one of a head's. If nothing is said, hf
-    for a model, and for a head eagle, which EAGLE, HASS and FSPAD have."""
+    for a model, and for a head the one that it has: eagle, of EAGLE, HASS and FSPAD; of EAGLE-3
+    eagle3, which SGLang serves, or speculators, which vLLM does."""
     target: str | None = None
     """Of a head: the model that it was made for, which it is held against and whose embedding is
     written with it."""
+    speculative_tokens: int | None = None
+    """Of speculators: how many tokens vLLM is to let the head guess a round; 3 if nothing is said.
+    """
 
     def transfer(self, argument: str, source: str, folder: Path) -> int:
         """Reads what `argument` names, writes it, says so, and returns the exit code."""
@@ -49,6 +55,7 @@ class Transfer(Verb):
             )
         if self.target is not None:
             raise ValueError(f"target={self.target!r}: {source} is no head, so leave it out")
+        self._check_served(MODEL_FORMAT)
         write_model(folder, model, self.dtype)
         config = model.model.config
         about = {"layers": config.layers, "end_of_text": list(model.end_of_text)}
@@ -61,18 +68,42 @@ class Transfer(Verb):
         from jspec.formats.heads import save_head
 
         if self.format == MODEL_FORMAT:
-            raise ValueError(f"format={self.format!r}: {source} is a head, so it may be eagle")
+            raise ValueError(
+                f"format={self.format!r}: {source} is a head, so it may be {head.format}"
+            )
         format = self.format or head.format
+        self._check_served(format)
         save_head(
             folder,
             head.head,
             head.params,
+            d2t=head.d2t,
             embedding=target.params["embedding"],
             dtype=self.dtype,
             format=format,
+            served=self._served(target),
         )
         about = {"target": self.target}
         return self._say(source, format, head, folder, head.head.config, about)
+
+    def _check_served(self, format: str) -> None:
+        if self.speculative_tokens is not None and format != "speculators":
+            raise ValueError(
+                f"speculative_tokens={self.speculative_tokens}: format={format!r} does not say it, "
+                "so leave it out, or write speculators"
+            )
+
+    def _served(self, target: "Checkpoint") -> "Served":
+        """What a server is told: the target by a name that it can find, and how far to guess."""
+        from jspec.formats.folder import read_json
+        from jspec.formats.speculators import TOKENS, Served
+
+        named = Path(self.target).expanduser()
+        here = self.target.startswith(PREFIX) or named.is_dir()
+        name = str(target.folder.absolute()) if here else self.target
+        architectures = read_json(target.folder / "config.json").get("architectures") or ()
+        tokens = TOKENS if self.speculative_tokens is None else self.speculative_tokens
+        return Served(name, tuple(architectures), tokens)
 
     def _say(
         self,

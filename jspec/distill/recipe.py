@@ -147,7 +147,8 @@ class FeatureHead:
       kind: one of `HEADS`.
       feedforward, heads, kv_heads, channels: of its layer; 0 for what the target has.
       layers: of the target that `eagle3` reads, by their inputs; none for the usual three.
-      tokens: how many of the target's `eagle3` may guess, the most frequent ones; 0 for all.
+      tokens: how many of the target's `eagle3` may guess, those most frequent in the texts to learn
+        from; 0 for all. Of these and the sizes, 0 is for what a `draft` has where there is one.
       features, logits: how much the two losses count: 1 and 0.1 in EAGLE and FSPAD, 0 and 1 in
         EAGLE-3.
       noise: the width of what is added to the target's features.

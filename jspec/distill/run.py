@@ -21,6 +21,7 @@ from jspec.distill.step import Program, program
 from jspec.distill.student import Student
 from jspec.distill.temperatures import read_served, read_temperatures
 from jspec.distill.texts import Texts
+from jspec.distill.vocabulary import keep
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.formats.huggingface import Checkpoint
@@ -89,6 +90,7 @@ def distill(
     folder = Path(recipe.output).absolute() / recipe.name
     frozen, guessing = student.frozen(target.params), _guessing("tree", recipe.tree, course)
     claim(folder, recipe, note)
+    keep(folder, student.d2t)
     tested = pack(_at_temperatures(recipe, held_out), recipe.length, lengths=held_out.lengths)
     measure = both(
         held_out_loss(course.measured, frozen, tested, recipe.batch, mesh),

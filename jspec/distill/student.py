@@ -3,7 +3,9 @@
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from jax import Array
 
 from jspec.config import ModelConfig
 from jspec.distill.features import feature_distillation
@@ -13,7 +15,7 @@ from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.models.eagle3 import eagle3, usual_layers
+from jspec.models.eagle3 import Eagle3, eagle3, usual_layers
 from jspec.models.heads import (
     Head,
     HeadParams,
@@ -38,6 +40,8 @@ class Student(Protocol):
     """A draft as it is taught, and the `params` that it starts from."""
 
     params: Params
+    d2t: Array | None
+    """As `HeadParams` has it."""
 
     @property
     def context(self) -> int:
@@ -65,6 +69,7 @@ class ModelStudent:
 
     model: Model
     params: Params
+    d2t: ClassVar[None] = None
 
     @property
     def context(self) -> int:
@@ -98,7 +103,7 @@ class HeadStudent:
 
     head: Head
     params: Params
-    d2t: Params = None
+    d2t: Array | None = None
 
     @property
     def context(self) -> int:
@@ -150,7 +155,34 @@ def head_of(wanted: FeatureHead, target: ModelConfig) -> Head:
     )
     if wanted.kind != "eagle3":
         return FEATURE_HEADS[wanted.kind](config)
+    if wanted.tokens > target.vocabulary:
+        raise ValueError(
+            f"head.tokens={wanted.tokens}: the target has {target.vocabulary}; 0 is for all"
+        )
     try:
-        return eagle3(config, layers=wanted.layers or usual_layers(target.layers))
+        layers = wanted.layers or usual_layers(target.layers)
+        return eagle3(config, layers=layers, draft_vocabulary=wanted.tokens or None)
     except ValueError as error:
         raise ValueError(f"head.layers={wanted.layers}: {error}") from error
+
+
+def check_said(wanted: FeatureHead, head: Head) -> None:
+    """Raises `ValueError` where what a recipe says of a head that is there is not so."""
+    if isinstance(head, Eagle3):
+        kind = "eagle3"
+    else:
+        module = head.module.clone(bias=True)
+        kind = next(
+            name for name, make in FEATURE_HEADS.items() if make(head.config).module == module
+        )
+    sizes = ("feedforward", "heads", "kv_heads", "channels")
+    there = {
+        "kind": kind,
+        **{name: getattr(head.config, name) for name in sizes},
+        "layers": head.layers,
+        "tokens": head.draft_vocabulary,
+    }
+    for name, has in there.items():
+        said = getattr(wanted, name)
+        if said and said != has:
+            raise ValueError(f"head.{name}={said!r}, and it has {has!r}: say what the draft is")

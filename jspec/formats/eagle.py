@@ -5,16 +5,19 @@ attention, beside those of the matrix that fuses embedding and feature, in this 
 four heads it is, the keys and the height of the last matrix tell.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jspec.config import ModelConfig
 from jspec.formats import families, llama
+from jspec.formats.embedding import unlike
 from jspec.formats.fields import Fields, flag
 from jspec.formats.tensors import Stored
 from jspec.models.heads import FeatureLayer, Head
+from jspec.models.protocol import EmbeddingModel, Params
 
+MODULE, OF = FeatureLayer, "EAGLE or FSPAD"
 EMBEDDING = "embed_tokens.weight"
 DOWN = "layers.0.mlp.down_proj.weight"
 # Ours and theirs.
@@ -34,12 +37,21 @@ SAMPLED = {
 }
 
 
-def key(head: Head, path: tuple[str, ...]) -> str:
-    """A parameter's key in the file, from its path in our tree."""
-    return {**LAYER, **(SAMPLED if head.module.sampling else FUSED)}[".".join(path)]
+def keys(head: Head, names: Iterable[str] = ()) -> dict[str, str]:
+    """Keys in the file by paths in our tree."""
+    return {**LAYER, **(SAMPLED if head.module.sampling else FUSED)}
 
 
-def read_head(config: Fields, stored: Mapping[str, Stored]) -> Head:
+def spare(
+    head: Head, target: EmbeddingModel, params: Params, name: str, tensor: Stored
+) -> str | None:
+    """What is wrong with a tensor that is no parameter; None if it does not belong there."""
+    return unlike(name, tensor, target, params) if name == EMBEDDING else None
+
+
+def read_head(
+    config: Fields, stored: Mapping[str, Stored], target: EmbeddingModel, params: Params
+) -> Head:
     """The head that a folder holds; raises `ValueError` that names the field or the key."""
     found = read_config(config)
     sampling = any(name.startswith("fc.fc.") for name in stored)
@@ -54,10 +66,12 @@ def read_head(config: Fields, stored: Mapping[str, Stored]) -> Head:
     return Head(FeatureLayer(found, sampling, rows == (2 * found.width,), bias), found)
 
 
-def write_head(head: Head) -> dict[str, Any]:
-    """The `config.json` of a head; raises `ValueError` for one that this layout does not hold."""
-    if not isinstance(head.module, FeatureLayer):
-        raise ValueError(f"head={type(head.module).__name__} has no such layout: FeatureLayer has")
+def write_head(head: Head, rest: Mapping[str, Any], served: Any = None) -> dict[str, Any]:
+    """The `config.json` of a head; raises `ValueError` for one that this layout does not hold.
+
+    Args:
+      rest: fields that every configuration has.
+    """
     config = head.config
     try:
         again = read_config(write_config(config))
@@ -68,7 +82,8 @@ def write_head(head: Head) -> dict[str, Any]:
         fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
         raise ValueError(f"head has {fields}, which the layout of EAGLE has not: change it")
     # True is left unsaid: readers made for Llama take the field for biases of attention.
-    return write_config(config) | ({} if head.module.bias else {"bias": False})
+    bias = {} if head.module.bias else {"bias": False}
+    return {**write_config(config), **bias, **rest}
 
 
 def read_config(config: Fields) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Heads that read features, in the layouts in which they are exchanged, checked to the last key."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -9,30 +10,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jspec.formats import eagle, layouts
+from jspec.formats import eagle, eagle3, layouts, speculators
+from jspec.formats.embedding import embedding_shape
 from jspec.formats.folder import read_json, replacing, write_json
 from jspec.formats.hub import find
-from jspec.formats.tensors import Stored, list_tensors, pieces, write_tensors
-from jspec.formats.weights import (
-    flat_params,
-    float_dtype,
-    read_params,
-    stored_array,
-    whole,
-)
-from jspec.models.heads import Head
+from jspec.formats.speculators import Served
+from jspec.formats.tensors import Stored, list_tensors, write_tensors
+from jspec.formats.vocabulary import laid, read_vocabulary, write_vocabulary
+from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
+from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, Params
-from jspec.sharding import RULES, Rules
+from jspec.sharding import RULES, Rules, check
 
-# Of `layouts.HEADS` those that are read and written. Each has EMBEDDING, key, read_head and
-# write_head.
-DIALECTS: dict[str, ModuleType] = {"eagle": eagle}
-# What safetensors headers call the dtypes that weights may have, the finest first.
-GRAINS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
-HALVES = {np.dtype(np.float16), np.dtype(jnp.bfloat16)}
+# By `layouts.HEADS`, the one that a head is written in if nothing is said before others of its
+# kind. Each has MODULE and OF, which heads it holds, EMBEDDING, keys, spare, read_head, write_head.
+DIALECTS: dict[str, ModuleType] = {"eagle": eagle, "eagle3": eagle3, "speculators": speculators}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +37,18 @@ class HeadCheckpoint:
 
     Attributes:
       folder: where it was found; format: its layout there, one of `DIALECTS`.
+      d2t: as `HeadParams` has it.
     """
 
     head: Head
     params: Params
     folder: Path
     format: str
+    d2t: Array | None = None
+
+    def params_for(self, target: Params) -> HeadParams:
+        """What it guesses with, given its target's parameters."""
+        return HeadParams(self.params, target, self.d2t)
 
 
 def load_head(
@@ -71,23 +73,29 @@ def load_head(
     dtype = float_dtype(dtype)
     folder = find(source)
     config, stored, layout = _open(folder)
-    dialect = dialect_of(layout, f"{folder} holds a head, whose ")
+    dialect = DIALECTS[layout]
     try:
-        head = dialect.read_head(config, stored)
+        head = dialect.read_head(config, stored, target, params)
         _fit(head, target, params)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    if mesh is not None:
+        check(mesh, head.module, rules)
     own = read_params(
         folder,
         stored,
         head,
-        functools.partial(dialect.key, head),
-        functools.partial(_foreign, dialect.EMBEDDING, target, params),
+        _names(dialect.keys(head, stored)),
+        functools.partial(dialect.spare, head, target, params),
         dtype=dtype,
         mesh=mesh,
         rules=rules,
     )
-    return HeadCheckpoint(head, own, folder, layout)
+    try:
+        d2t = laid(read_vocabulary(head, stored), mesh)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return HeadCheckpoint(head, own, folder, layout, d2t)
 
 
 def save_head(
@@ -95,9 +103,11 @@ def save_head(
     head: Head,
     params: Params,
     *,
+    d2t: Array | None = None,
     embedding: Any = None,
     dtype: Any = None,
-    format: str = "eagle",
+    format: str | None = None,
+    served: Served | None = None,
 ) -> None:
     """Writes a head that `load_head` and the layout's other readers read. All of it, or nothing.
 
@@ -106,23 +116,31 @@ def save_head(
     Args:
       folder: where to; a head that is there is replaced, other files beside it stay.
       params: as `head.init` gives them.
-      embedding: `[V, D]` the target's, which other readers expect in the file; ours do not.
+      d2t: as `HeadParams` has it, of a head that has fewer tokens than the target.
+      embedding: `[V, D]` the target's, which other readers expect in the file, and those of
+        `speculators` must have; ours do not. Of a head with its own, that one is written.
       dtype: of the file; when None, that of the parameters.
-      format: the layout to write, one of `DIALECTS`.
+      format: the layout to write, one of `DIALECTS`; when None, `own_format`.
+      served: what vLLM is told, in the layout of `speculators`, which has to have it.
     """
-    dialect = dialect_of(format)
+    format = own_format(head) if format is None else format
+    dialect = _holding(head, format)
     weights = flat_params(head, params)
-    config = dialect.write_head(head)
     dtype = float_dtype(jax.tree.leaves(params)[0].dtype if dtype is None else dtype)
-    tensors = {dialect.key(head, path): stored_array(x, dtype) for path, x in weights.items()}
-    if embedding is not None:
+    config = dialect.write_head(head, _rest(dtype), served)
+    name = _names(dialect.keys(head))
+    tensors = {name(path): stored_array(x, dtype) for path, x in weights.items()}
+    if dialect.EMBEDDING not in tensors and embedding is not None:
         shape = (head.config.vocabulary, head.config.width)
         if embedding.shape != shape:
             raise ValueError(f"embedding is {embedding.shape}: the head's target has {shape}")
         tensors[dialect.EMBEDDING] = stored_array(embedding, dtype)
+    if dialect is speculators and dialect.EMBEDDING not in tensors:
+        raise ValueError("embedding=None: the layout of speculators holds the target's, so give it")
+    tensors |= write_vocabulary(head, d2t)
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
-            write_json(partial / "config.json", config | _spell(dtype))
+            write_json(partial / "config.json", config)
             write_tensors(partial, tensors)
     multihost_utils.sync_global_devices("the head is written")
 
@@ -135,16 +153,9 @@ def head_layout(source: str | Path) -> str | None:
     return layouts.layout_of(read_json(folder / "config.json"), list_tensors(folder))
 
 
-def dialect_of(format: str, what: str = "") -> ModuleType:
-    """What reads and writes a layout, one of `DIALECTS`; raises `ValueError` if nothing does.
-
-    Args:
-      what: to say before the name of a layout that is refused.
-    """
-    if format in DIALECTS:
-        return DIALECTS[format]
-    why = "not read or written yet" if format in layouts.HEADS else "not known"
-    raise ValueError(f"{what}format={format!r} is {why}: {', '.join(DIALECTS)} is")
+def own_format(head: Head) -> str:
+    """The layout, one of `DIALECTS`, that a head's authors wrote."""
+    return next(name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE))
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
@@ -163,12 +174,32 @@ def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
     return config, stored, layout
 
 
+def _holding(head: Head, format: str) -> ModuleType:
+    """What writes a layout; raises `ValueError` where that does not hold such a head."""
+    if format not in DIALECTS:
+        raise ValueError(f"format={format!r} is not known: {', '.join(DIALECTS)} are")
+    dialect = DIALECTS[format]
+    if not isinstance(head.module, dialect.MODULE):
+        of = DIALECTS[own_format(head)].OF
+        fitting = [name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE)]
+        raise ValueError(
+            f"format={format!r} holds heads of {dialect.OF}, and this is one of {of}, which cannot "
+            f"become the other: take {' or '.join(fitting)}"
+        )
+    return dialect
+
+
+def _names(keys: dict[str, str]) -> Callable[[tuple[str, ...]], str]:
+    return lambda path: keys[".".join(path)]
+
+
 def _fit(head: Head, target: EmbeddingModel, params: Params) -> None:
     """Raises `ValueError` for a head that is not of the target's sizes."""
-    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    vocabulary, width = embedding_shape(target, params)
+    alike = head.target_width == head.config.width
     sizes = {
-        "hidden_size": (head.config.width, jax.eval_shape(target.embed, params, one).shape[-1]),
-        "vocab_size": (head.config.vocabulary, target.config.vocabulary),
+        "hidden_size" if alike else "target_hidden_size": (head.target_width, width),
+        "vocab_size": (head.config.vocabulary, vocabulary),
     }
     for field, (own, wanted) in sizes.items():
         if own != wanted:
@@ -178,39 +209,7 @@ def _fit(head: Head, target: EmbeddingModel, params: Params) -> None:
             )
 
 
-def _foreign(
-    embedding: str, target: EmbeddingModel, params: Params, name: str, tensor: Stored
-) -> str | None:
-    """What is wrong with a copy of the target's embedding."""
-    if name != embedding:
-        return None
-    width = jax.eval_shape(target.embed, params, jax.ShapeDtypeStruct((1, 1), jnp.int32)).shape[-1]
-    shape = (target.config.vocabulary, width)
-    if tensor.shape != shape:
-        return f"{name} should be {list(shape)}, is {list(tensor.shape)}"
-    if tensor.dtype not in GRAINS:
-        return f"{name} is {tensor.dtype}, of {', '.join(GRAINS)}"
-    for rows in pieces(tensor):
-        tokens = jnp.arange(rows.start, rows.stop)[None]
-        if not _agree(tensor.read((rows,)), whole(target.embed(params, tokens))[0]):
-            return f"{name} is not the target's embedding, so the head was made for another target"
-    return ""
-
-
-def _agree(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal, once both are rounded to both dtypes, the coarser last."""
-    grains = [g for g in map(np.dtype, GRAINS.values()) if g in (one.dtype, other.dtype)]
-    with np.errstate(over="ignore"):
-        for grain in grains:
-            one, other = one.astype(grain), other.astype(grain)
-    # Of the two halves neither holds the other: what was float32 is rounded twice on one side
-    # alone, and may end a unit of bfloat16 apart, or of float16 where that has no more digits.
-    unit, least = jnp.finfo(jnp.bfloat16).eps, jnp.finfo(jnp.float16).smallest_subnormal
-    slack = (float(unit), float(least)) if HALVES <= set(grains) else (0.0, 0.0)
-    return np.allclose(one.astype(np.float32), other.astype(np.float32), *slack)
-
-
-def _spell(dtype: np.dtype) -> dict[str, Any]:
+def _rest(dtype: np.dtype) -> dict[str, Any]:
     """Fields that every `config.json` has; absent ones would be filled with a family's own."""
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return {**tokens, "torch_dtype": dtype.name, "dtype": dtype.name}

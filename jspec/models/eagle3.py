@@ -119,6 +119,14 @@ class Eagle3(Head):
     def layers(self) -> tuple[int, ...]:
         return self.module.layers
 
+    @property
+    def target_width(self) -> int:
+        return self.module.target_width
+
+    @property
+    def draft_vocabulary(self) -> int:
+        return self.module.draft_vocabulary
+
     def read(self, output: Output) -> Array:
         wanted = [self.module.target_width] * len(self.layers)
         widths = [x.shape[-1] for x in output.features]
@@ -190,7 +198,7 @@ class Eagle3Layer(nn.Module):
         self.feedforward_norm = norm(c.epsilon)
         self.feedforward = GatedFeedForward(c)
         self.norm = norm(c.epsilon)
-        self.head = Linear(self.draft_vocabulary, ("vocabulary", "width"))
+        self.head = Linear(self.draft_vocabulary, ("draft_vocabulary", "width"))
 
     def fuse(self, seen: Array) -> Array:
         """`Head.fuse`."""

@@ -59,6 +59,16 @@ class Head(LinenPart):
         """Those of the target whose inputs it reads."""
         return ()
 
+    @property
+    def target_width(self) -> int:
+        """Of what those layers read."""
+        return self.config.width
+
+    @property
+    def draft_vocabulary(self) -> int:
+        """How many tokens it may guess."""
+        return self.config.vocabulary
+
     def read(self, output: Output) -> Array:
         """What it takes of the target's pass: `[B, T, E]`."""
         return output.hidden
