@@ -114,5 +114,5 @@ def one_node(
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _hidden(params: Params, batch: Batch, places: Array, *, model: Model) -> Array:
-    (_, hidden), *_ = read(params, batch, model=model)
-    return hidden[:, places]
+    ((_, output),) = read(params, batch, model=model)
+    return output.hidden[:, places]
