@@ -40,7 +40,7 @@ def others(batch: Batch) -> list[Batch]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["chain", "grown small"])
+@pytest.mark.parametrize("kind", ["chain", pytest.param("grown small", marks=pytest.mark.slow)])
 def test_one_compilation_serves_prompts_temperatures_seeds_and_acceptances(
     kind, target, params, drafts, batch
 ):

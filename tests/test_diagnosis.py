@@ -145,6 +145,7 @@ def found_of(head, own, d2t, lesson, params):
     return diagnose(draft, np.pad(text, ((0, 0), (0, 1))), 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -162,16 +163,19 @@ def test_what_a_head_of_eagle3_was_made_for_is_named_first(wrong, said, lesson, 
     assert said in found[0] if said else not found
 
 
+@pytest.mark.slow
 def test_a_table_that_holds_tokens_is_named_first(lesson, own, params):
     found = found_of(lesson[2], own, jnp.arange(FEW), lesson, params)
     assert found[0].startswith("d2t: it holds the tokens themselves, ")
 
 
+@pytest.mark.slow
 def test_a_theta_of_eagle3_is_named_first(lesson, own, params):
     found = found_of(_turning(lesson[2], 1e4, None), own, OFFSETS, lesson, params)
     assert found[0].startswith("rope_theta=10000: it was taught with the target's, 5: ")
 
 
+@pytest.mark.slow
 def test_a_head_that_was_taught_without_its_last_norm_is_named_first(lesson, params):
     *_, head, teach = lesson
     bare = Bare(head.module.clone(norm_output=False), head.config)

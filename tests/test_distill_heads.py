@@ -109,6 +109,7 @@ def test_a_run_leaves_a_head_that_drafts_for_its_target(capsys, config, whole, m
     assert draft["ids"] == plain["ids"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
     capsys, config, whole, models, monkeypatch
 ):
@@ -134,6 +135,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_its_targets_embedding_and_taught_further(
     capsys, config, whole, models, tmp_path
 ):

@@ -114,6 +114,7 @@ def test_a_kept_table_is_read_back_and_no_other_is_put_in_its_place(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["vocabulary.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_keeps_the_tokens_that_it_began_with(run, place, models, capsys):
     tokenizer = load(models / "target").tokenizer
     head = read(run / "model", models)
@@ -132,6 +133,7 @@ def test_a_run_that_goes_on_keeps_the_tokens_that_it_began_with(run, place, mode
     assert not np.array_equal(table, other)
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_with_its_tokens(run, models, capsys, tmp_path):
     for format in ("eagle3", "speculators"):
         asked = (str(run), str(tmp_path / format), "--format", format)
@@ -141,6 +143,7 @@ def test_a_run_is_exported_with_its_tokens(run, models, capsys, tmp_path):
         assert_same((theirs.params, theirs.d2t), (ours.params, ours.d2t))
 
 
+@pytest.mark.slow
 def test_a_run_without_its_table_is_refused(run, place, capsys, tmp_path):
     (run / "vocabulary.safetensors").unlink()
     rewrite(run / "recipe.json", output=str(tmp_path))
@@ -151,6 +154,7 @@ def test_a_run_without_its_table_is_refused(run, place, capsys, tmp_path):
     assert "has no vocabulary.safetensors" in said and "40 tokens" in said
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_head_of_eagle3(run, place, models, capsys, tmp_path):
     from_it = f"draft={run / 'model'}", f"output={tmp_path / 'runs'}"
     done = distil(capsys, place / "other.py", *from_it, "head.tokens=0", "head.layers=", "steps=1")
@@ -171,6 +175,7 @@ def leaves(head):
     return [np.asarray(x) for x in jax.tree.leaves(head.params)]
 
 
+@pytest.mark.slow
 def test_a_draft_of_another_kind_is_refused(run, place, capsys, tmp_path):
     asked = f"draft={run / 'model'}", f"output={tmp_path}", "head.kind=fspad"
     more = "head.tokens=0", "head.layers=", "head.features=1"

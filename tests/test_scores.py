@@ -30,6 +30,7 @@ def found(target, params, batch):
     }, (few, cousin)
 
 
+@pytest.mark.slow
 def test_a_target_that_drafts_for_itself_is_foretold_with_the_dice_and_not_without(found):
     for temperature in (0.7, 2.0):
         itself, cousin = (found[0][name, temperature] for name in ("itself", "cousin"))
@@ -38,18 +39,21 @@ def test_a_target_that_drafts_for_itself_is_foretold_with_the_dice_and_not_witho
         assert cousin.fitted > max(cousin.law, cousin.one_sample)
 
 
+@pytest.mark.slow
 def test_no_error_says_more_than_the_fitted_one(found):
     for one in found[0].values():
         # The bounded search ends within 1e-5 of the logarithm of the best scale.
         assert one.fitted >= one.coupled - 1e-4
 
 
+@pytest.mark.slow
 def test_without_dice_and_heat_the_rules_score_alike(found):
     one = found[0]["cousin", 0.0]
     np.testing.assert_allclose(one.coupled, one.one_sample, rtol=1e-6)
     assert one.law == one.unwarped
 
 
+@pytest.mark.slow
 def test_the_law_is_that_of_the_draft_at_every_token_written(found, target, params):
     records, (few, cousin) = found
     temperature = 0.7

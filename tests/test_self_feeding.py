@@ -123,7 +123,11 @@ def laws(hidden, frozen, t):
     return law / law.sum(axis=-1, keepdims=True), logits
 
 
-@pytest.mark.parametrize("head", [eagle(CONFIG), HEAD], ids=["eagle", "fspad"])
+@pytest.mark.parametrize(
+    "head",
+    [pytest.param(eagle(CONFIG), marks=pytest.mark.slow), HEAD],
+    ids=["eagle", "fspad"],
+)
 def test_the_loss_is_what_the_papers_write(frozen, head):
     """Smooth L1 on the features and cross entropy on the law, each token of the text for itself."""
     batch = blocks(5)
@@ -213,6 +217,7 @@ def test_noise_is_a_rows_own_and_of_the_width_that_is_asked_for(params, frozen):
     assert apart[1] < 2.2 * apart[0]
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_passes_and_not_with_the_square_of_the_length():
     """Both at most in proportion, and no tensor as large as all scores of one pass."""
     config = dataclasses.replace(CONFIG, heads=8, kv_heads=8, context=4096)
