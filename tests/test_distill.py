@@ -33,7 +33,6 @@ def config() -> Distillation:
         served="0,1", tree="chain:2", prompts=2, tokens=8,
     )
 """
-WORDS = ("def", "add", "left", "right", "return", "+", "\\n", ":", "(", ")")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +48,8 @@ def small(models, monkeypatch):
 
 @pytest.fixture
 def config(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 30))}) for _ in range(20)]
     source, file = tmp_path / "texts.jsonl", tmp_path / "config.py"
-    source.write_text("\n".join(lines))
+    tiny_zoo.write_texts(source)
     file.write_text(CONFIG.format(output=str(tmp_path / "runs"), source=str(source)))
     return file
 

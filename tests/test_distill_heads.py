@@ -27,7 +27,6 @@ def config() -> Distillation:
         served="0,1", tree="chain:2", prompts=2, tokens=8,
     )
 """
-WORDS = ("def", "add", "left", "right", "return", "+", "\\n", ":", "(", ")")
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,9 @@ def small(models):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    rng, tmp_path = np.random.default_rng(0), tmp_path_factory.mktemp("distill")
-    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 30))}) for _ in range(20)]
+    tmp_path = tmp_path_factory.mktemp("distill")
     source, file = tmp_path / "texts.jsonl", tmp_path / "config.py"
-    source.write_text("\n".join(lines))
+    tiny_zoo.write_texts(source)
     file.write_text(CONFIG.format(output=str(tmp_path / "runs"), source=str(source)))
     return file
 

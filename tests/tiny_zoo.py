@@ -1,8 +1,10 @@
 """A zoo of tiny random models, for tests of what surrounds them."""
 
+import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jspec import zoo
 from jspec.config import ModelConfig
@@ -11,6 +13,7 @@ from jspec.models.transformer import transformer
 from jspec.zoo.tokenizer import train_tokenizer
 
 VOCABULARY, CONTEXT = 320, 320
+WORDS = ("def", "add", "left", "right", "return", "+", "\\n", ":", "(", ")")
 TEXT = "def add(left, right):\n    return left + right\n"
 
 
@@ -27,3 +30,10 @@ def write(folder: Path, **changes: int) -> Path:
         params = model.init(jax.random.key(seed))
         save(folder / name, model, params, tokenizer=tokenizer, end_of_text=(0,), dtype="bfloat16")
     return folder
+
+
+def write_texts(file: Path) -> None:
+    """Twenty texts of such words, as JSON lines."""
+    rng = np.random.default_rng(0)
+    lines = [json.dumps({"text": " ".join(rng.choice(WORDS, 30))}) for _ in range(20)]
+    file.write_text("\n".join(lines))
