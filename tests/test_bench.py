@@ -203,6 +203,7 @@ def test_bench_prints_one_object_with_everything(models, capsys, monkeypatch):
     assert record["setting"]["batch"] == 1
 
 
+@pytest.mark.slow
 def test_bench_runs_each_rule_with_the_trees_that_it_is_exact_for(models, capsys, monkeypatch):
     monkeypatch.setattr(zoo, "MODELS", models)
     code = main(

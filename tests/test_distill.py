@@ -105,6 +105,7 @@ def test_a_run_leaves_a_draft_a_log_and_where_it_came_from(capsys, config):
     assert any('"zoo:target"' in file.read_text() for file in metadata if file.is_file())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(capsys, config, monkeypatch):
     whole = distil(capsys, config, "name=whole")
     capsys.readouterr()

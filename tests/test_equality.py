@@ -10,13 +10,13 @@ from jspec import Generation
 from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
-    "head",
+    pytest.param("head", marks=pytest.mark.slow),
     "grown small",
     "grown head",
     "eagle-3",
     "chain",
     "k-ary",
-    "fork",
+    pytest.param("fork", marks=pytest.mark.slow),
     pytest.param("paths", marks=pytest.mark.slow),
     "look-up chain",
     "look-up fork",

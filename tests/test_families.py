@@ -69,7 +69,7 @@ FAMILIES = {
     },
 }
 # The others differ from these in little that speculation touches.
-PLAINLY = ("gemma2", "opt")
+PLAINLY = ("gemma2",)
 
 
 def model(**changes):

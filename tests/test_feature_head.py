@@ -42,9 +42,12 @@ HEADS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[*((head, TREE) for head in HEADS), ("eagle-3", GROWN)], ids=str
-)
+OTHERS = [
+    pytest.param((head, TREE), marks=pytest.mark.slow) for head in ("eagle", "eagle-3", "narrow")
+]
+
+
+@pytest.fixture(scope="module", params=[("fspad", TREE), ("eagle-3", GROWN), *OTHERS], ids=str)
 def draft(request, target, params):
     head, tree = request.param
     return headed(HEADS[head](target), target, params, tree)

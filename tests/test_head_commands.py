@@ -79,7 +79,7 @@ def test_a_prompt_beyond_what_a_head_was_made_for_is_told(head, capsys):
         assert ("40 tokens, and the target for 320" in err) == told
 
 
-@pytest.mark.parametrize("name", ["fspad", "eagle3"])
+@pytest.mark.parametrize("name", ["fspad", pytest.param("eagle3", marks=pytest.mark.slow)])
 def test_verify_examines_a_head(heads, capsys, name):
     short = ("--prompts", "1", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0")
     code, out, _ = run(capsys, "verify", "--json", "--draft", str(heads / name), *short)
@@ -206,6 +206,7 @@ def test_a_head_of_eagle3_is_not_written_as_another(heads, capsys, tmp_path):
     assert "take eagle3 or speculators" in said
 
 
+@pytest.mark.slow
 def test_bench_takes_a_head_beside_a_model_and_only_models_assist_transformers(
     heads, capsys, monkeypatch
 ):

@@ -73,6 +73,7 @@ def test_without_network_the_notebook_takes_what_ships(shown, capsys):
     assert names["target"].folder == zoo.folder("target")
 
 
+@pytest.mark.slow
 def test_the_notebook_teaches_a_draft_that_writes_the_same_text(
     shown, capsys, tmp_path, monkeypatch
 ):

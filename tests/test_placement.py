@@ -75,7 +75,7 @@ def placed(kind: str, params: Params, mesh: Mesh) -> Candidate:
     ("sizes", "kind"),
     [
         ({"data": 2, "tensor": 4}, "k-ary"),
-        ({"data": 2, "tensor": 4}, "fork"),
+        pytest.param({"data": 2, "tensor": 4}, "fork", marks=pytest.mark.slow),
         ({"fsdp": 2, "tensor": 2, "data": 2}, "look-up chain"),
         pytest.param({"fsdp": 8}, "chain", marks=pytest.mark.slow),
         pytest.param({"tensor": 4, "fsdp": 2}, "k-ary", marks=pytest.mark.slow),

@@ -84,6 +84,7 @@ def test_the_text_follows_the_law_of_the_target_under_every_rule(rule, tree):
         assert written.tokens_per_round > 1.05, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "tree"),
     [
