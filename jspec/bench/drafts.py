@@ -14,6 +14,7 @@ from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
+from jspec.growth import Growth
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, LinenModel, Model, Params
 from jspec.models.transformer import observed
@@ -37,7 +38,7 @@ class Draft(Protocol):
     def knows(self, tokens: np.ndarray) -> np.ndarray:
         """Which of the target's tokens it may guess."""
 
-    def drafter(self, tree: Tree) -> Drafter:
+    def drafter(self, tree: Tree | Growth) -> Drafter:
         """Guesses over `tree`."""
 
     def logits(self, tokens: Array) -> Array:
@@ -68,7 +69,7 @@ class ModelDraft:
     def knows(self, tokens: np.ndarray) -> np.ndarray:
         return tokens < self.vocabulary
 
-    def drafter(self, tree: Tree) -> SmallModelDrafter:
+    def drafter(self, tree: Tree | Growth) -> SmallModelDrafter:
         return SmallModelDrafter(self.checkpoint.model, tree)
 
     def logits(self, tokens: Array) -> Array:
@@ -102,7 +103,7 @@ class HeadDraft:
         own = self.params.tokens
         return tokens < self.vocabulary if own is None else np.isin(tokens, own)
 
-    def drafter(self, tree: Tree) -> FeatureDrafter:
+    def drafter(self, tree: Tree | Growth) -> FeatureDrafter:
         return FeatureDrafter(self.checkpoint.head, self.target.model, tree)
 
     def logits(self, tokens: Array) -> Array:

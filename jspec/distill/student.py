@@ -15,6 +15,7 @@ from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.growth import Growth
 from jspec.models.eagle3 import Eagle3, eagle3, usual_layers
 from jspec.models.heads import (
     Head,
@@ -56,7 +57,7 @@ class Student(Protocol):
     def frozen(self, target: Params) -> Params:
         """What the objective is given beside the student's parameters."""
 
-    def drafter(self, target: LinenModel, tree: Tree) -> Drafter:
+    def drafter(self, target: LinenModel, tree: Tree | Growth) -> Drafter:
         """The student at work."""
 
     def drafting(self, params: Params, target: Params) -> Params:
@@ -90,7 +91,7 @@ class ModelStudent:
     def frozen(self, target: Params) -> Params:
         return target
 
-    def drafter(self, target: LinenModel, tree: Tree) -> Drafter:
+    def drafter(self, target: LinenModel, tree: Tree | Growth) -> Drafter:
         return SmallModelDrafter(self.model, tree)
 
     def drafting(self, params: Params, target: Params) -> Params:
@@ -131,7 +132,7 @@ class HeadStudent:
     def frozen(self, target: Params) -> Params:
         return HeadParams((), target, self.d2t)
 
-    def drafter(self, target: LinenModel, tree: Tree) -> Drafter:
+    def drafter(self, target: LinenModel, tree: Tree | Growth) -> Drafter:
         return FeatureDrafter(self.head, target, tree)
 
     def drafting(self, params: Params, target: Params) -> Params:

@@ -150,6 +150,11 @@ class TemperatureStudy(Study):
         ):
             if given:
                 raise ValueError(f"teaching.{field}: the study sets it: say it in taught")
+        if self.teaching.head is not None:
+            raise ValueError(
+                f"teaching.head.kind={self.teaching.head.kind!r}: this study teaches small models; "
+                "jspec study feature-draft teaches heads"
+            )
         if self.width < 2:
             raise ValueError(f"width={self.width}: a node has at least 2 candidates")
         for field in ("taught", "drawn"):
