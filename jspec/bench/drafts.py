@@ -96,8 +96,7 @@ class HeadDraft:
         return self.checkpoint.head.config.context
 
     def reading(self, target: LinenModel) -> LinenModel:
-        layers = self.checkpoint.head.layers
-        return observed(target, layers) if layers else target
+        return observed(target, self.checkpoint.head.layers)
 
     def knows(self, tokens: np.ndarray) -> np.ndarray:
         own = self.params.tokens

@@ -63,6 +63,7 @@ def _loops(
     method: Method, target: Model, params: Params, work: Workload, temperature: float
 ) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Both loops, which have run once."""
+    target = method.reading(target)
     names = {"drafter": method.drafter, "rule": method.rule}
     state = begin(params, method.draft, work.batches[0], target=target, tokens=work.tokens, **names)
     told = state, work.keys[0], work.sampling(temperature)

@@ -56,7 +56,7 @@ def feature_distillation(
     hidden, guessed = self_fed(
         params,
         head.embed(frozen._replace(head=params), batch.tokens[:, 1:], target=teacher),
-        head.fuse(params, seen + _noise(batch, seen, noise, seed)),
+        head.fuse(params, _noisy(batch, seen, noise, seed)),
         batch,
         head=head,
         passes=passes,
@@ -106,11 +106,13 @@ def _of_tokens(logits: Array, tokens: Array | None) -> tuple[Array, Array]:
     return chosen, (chosen.max(axis=-1) == logits.max(axis=-1)).astype(jnp.float32)
 
 
-def _noise(batch: Batch, seen: Array, width: float, seed: int) -> Array:
-    """Uniform noise for `[B, T, E]`, of each row its own."""
+def _noisy(batch: Batch, seen: Array, width: float, seed: int) -> Array:
+    """`[B, T, E]` with uniform noise, of each row its own."""
+    if not width:
+        return seen
 
     def one(number: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), number)
         return jax.random.uniform(key, seen.shape[1:], seen.dtype, -0.5, 0.5)
 
-    return width * NOISE_LENGTH / seen.shape[1] * jax.vmap(one)(batch.number)
+    return seen + width * NOISE_LENGTH / seen.shape[1] * jax.vmap(one)(batch.number)

@@ -111,7 +111,7 @@ class HeadStudent:
         return self.head.config.context
 
     def reading(self, target: LinenModel) -> LinenModel:
-        return observed(target, self.head.layers) if self.head.layers else target
+        return observed(target, self.head.layers)
 
     def objective(self, recipe: Distillation, target: LinenModel) -> Objective:
         how = recipe.head

@@ -44,7 +44,11 @@ def observed(model: LinenModel, layers: Sequence[int]) -> LinenModel:
     Layer L, which there is not, reads what the last one gives, before the last norm. Raises
     `ValueError` for any other layer that there is not, and for a module that is not ours.
     """
-    if not isinstance(getattr(model, "module", None), Transformer):
+    module = getattr(model, "module", None)
+    ours = isinstance(module, Transformer)
+    if tuple(layers) == (module.features if ours else ()):
+        return model
+    if not ours:
         raise ValueError(
             f"model={type(model).__name__}: only our own show what their layers read; a module of "
             "your own puts it into its Output.features"
@@ -56,7 +60,7 @@ def observed(model: LinenModel, layers: Sequence[int]) -> LinenModel:
                 f"layer {layer} of the target reads no features: it has layers 0 to {last - 1}, "
                 f"and {last} stands for what the last of them gives"
             )
-    return dataclasses.replace(model, module=model.module.clone(features=tuple(layers)))
+    return dataclasses.replace(model, module=module.clone(features=tuple(layers)))
 
 
 class Transformer(nn.Module):
