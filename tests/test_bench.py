@@ -209,7 +209,7 @@ def test_bench_runs_each_rule_with_the_trees_that_it_is_exact_for(models, capsys
     code = main(
         "bench --drafts zoo:wide --trees chain:1 2x2 --lookups --rules token_level "
         "--temperatures 0 1 --prompts 2 --prompt-length 8 --tokens 6 --repetitions 1 --json "
-        "--queue".split()
+        "--queue --scores".split()
     )
     record = json.loads(capsys.readouterr().out)
     rows = {(row["method"], row["temperature"]): row for row in record["results"]}
@@ -220,6 +220,9 @@ def test_bench_runs_each_rule_with_the_trees_that_it_is_exact_for(models, capsys
     assert rows[PLAIN, 1]["acceptance"] is None and 0 <= rows[wide, 1]["acceptance"] <= 1
     assert [queue["method"] for queue in record["queue"]] == [wide, wide]
     assert all(queue["prompts"] == 2 and queue["share"] > 0 for queue in record["queue"])
+    cold, hot = record["scores"]
+    assert (cold["draft"], cold["temperature"], hot["temperature"]) == ("zoo:wide", 0, 1)
+    assert hot["fitted"] >= hot["coupled"] - 1e-4 and hot["law"] < 0
     assert (
         main("bench --rules token_level --trees 2 --lookups --prompt-length 8 --tokens 6".split())
         == 2

@@ -236,7 +236,7 @@ def test_demo_prints_one_object_with_the_best_method_at_each_temperature(capsys,
     assert [result["temperature"] for result in record["results"]] == [0, 1]
     for result in record["results"]:
         assert set(result) == FIELDS
-        assert result["method"] in ("chain", "tree", "look-up")
+        assert result["method"] in ("chain", "tree", "head", "look-up")
         assert result["identical"] is True
         assert result["tokens_per_round"] >= 1
         assert result["speedup"] > 0

@@ -273,8 +273,8 @@ def test_answers_that_are_done_are_kept_when_a_run_is_told_to_stop(capsys, confi
 
 def test_another_draft_does_not_go_on_with_a_run(capsys, config):
     distil(capsys, config, "steps=1")
-    said = refused(capsys, config, "draft=zoo:deep")
-    assert "draft='zoo:deep' where it has 'zoo:wide'" in said
+    said = refused(capsys, config, "draft=zoo:distilled")
+    assert "draft='zoo:distilled' where it has 'zoo:wide'" in said
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):

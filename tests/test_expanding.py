@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from texts import rows_of
 
-from jspec import Growth, Tree, sampling
+from jspec import Growth, Tree, generate, sampling
 from jspec.decode import begin, speculate
 from jspec.draft.expanding import best, expand
 from jspec.draft.protocol import Text
 from jspec.penalties import recall
 from jspec.sampling import noise
-from jspec.verify import coupled, one_sample
+from jspec.verify import by_confidence, coupled, one_sample
 
 B, V, WIDTH, DEPTH = 6, 7, 3, 3
 SIZES = (DEPTH + 1, 9, 22)
@@ -172,12 +172,45 @@ def test_every_node_and_only_those_of_a_chain_grow_where_the_width_is_one():
     assert np.all(found.parent == np.arange(-1, 4)) and np.all(rows == [0, 1, 2, 3, -1])
 
 
-@pytest.mark.parametrize("rule", [coupled, one_sample], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(
+    "rule", [coupled, by_confidence, one_sample], ids=lambda rule: rule.__name__
+)
 def test_scores_are_the_logarithms_of_a_law(rule):
     logits, hot = np.random.default_rng(9).normal(size=(2, B, 1, V)).astype(np.float32)
     every = jnp.broadcast_to(jnp.arange(V), (B, 1, V))
     scores = rule.score(jnp.asarray(hot), jnp.asarray(logits), every, HOW, depth=0)
     np.testing.assert_allclose(np.exp(scores).sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_confidence_is_the_law_at_temperature_one_whatever_is_served():
+    logits = np.random.default_rng(9).normal(size=(B, 1, V)).astype(np.float32)
+    every = jnp.broadcast_to(jnp.arange(V), (B, 1, V))
+    hot = np.where(HOW.temperature > 0, HOW.temperature, 1)[:, None, None]
+    scores = by_confidence.score(None, jnp.asarray(logits / hot), every, HOW, depth=0)
+    np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5)
+
+
+def test_how_a_tree_grows_does_not_change_the_text_and_does_change_the_guesses(
+    target, params, drafts, batch
+):
+    drafter, weights = drafts["grown small"]
+    few = rows_of(batch, np.array([0, 3, 9, 14]))
+    how = sampling(4, temperature=[0.0, 0.5, 1.0, 2.0])
+    found = [
+        generate(
+            params, weights, few.prompts, few.keys, how,
+            target=target, drafter=drafter, rule=rule, tokens=24,
+        )
+        for rule in (coupled, by_confidence)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[0].tokens, found[1].tokens)
+    assert not np.array_equal(found[0].kept, found[1].kept)
+
+
+def test_a_rule_of_how_trees_grow_refuses_one_that_does_not():
+    with pytest.raises(ValueError, match="rule=by_confidence .* this one is static: give grow"):
+        by_confidence.admit(Tree.chain(2), True)
+    by_confidence.admit(Growth(2, 2, 3), True)
 
 
 def test_a_draft_that_is_wrong_by_gumbel_noise_is_scored_by_how_often_it_is_right():

@@ -1,5 +1,7 @@
 """What is said of scores that trees grow by."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from laws import next_token_law
 from texts import near, rows_of, teach
 
 from jspec import autoregress, sampling
+from jspec.bench.drafts import model_logits
 from jspec.bench.scores import foresight
 
 TOKENS = 24
@@ -20,7 +23,8 @@ def found(target, params, batch):
     cousin = jax.jit(near)(params, jax.random.key(12), 0.2)
 
     def by(draft, temperature):
-        return foresight(params, draft, few.prompts, few.keys, target=target, draft=target,
+        guess = functools.partial(model_logits, draft, model=target)
+        return foresight(params, few.prompts, few.keys, target=target, guess=guess,
                          temperature=temperature, tokens=TOKENS)  # fmt: skip
 
     return {

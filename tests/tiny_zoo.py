@@ -8,6 +8,9 @@ import numpy as np
 
 from jspec import zoo
 from jspec.config import ModelConfig
+from jspec.distill.recipe import FeatureHead
+from jspec.distill.student import FEATURE_HEADS, head_of
+from jspec.formats.heads import save_head
 from jspec.formats.huggingface import save
 from jspec.models.transformer import transformer
 from jspec.zoo.tokenizer import train_tokenizer
@@ -25,10 +28,16 @@ def config(**changes: int) -> ModelConfig:
 def write(folder: Path, **changes: int) -> Path:
     """A folder of all that the zoo has, which share a tokenizer and these changes."""
     tokenizer = train_tokenizer([TEXT * 40], VOCABULARY)
+    of_target = config(layers=2, **changes)
     for seed, name in enumerate(zoo.NAMES):
-        model = transformer(config(layers=1 + (name in ("target", "deep")), **changes))
-        params = model.init(jax.random.key(seed))
-        save(folder / name, model, params, tokenizer=tokenizer, end_of_text=(0,), dtype="bfloat16")
+        key = jax.random.key(seed)
+        if name in FEATURE_HEADS:
+            head = head_of(FeatureHead(kind=name), of_target)
+            save_head(folder / name, head, head.init(key), dtype="bfloat16")
+        else:
+            model = transformer(of_target if name == "target" else config(**changes))
+            told = {"tokenizer": tokenizer, "end_of_text": (0,), "dtype": "bfloat16"}
+            save(folder / name, model, model.init(key), **told)
     return folder
 
 

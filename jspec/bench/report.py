@@ -11,6 +11,7 @@ from jspec.bench import peers
 from jspec.bench.agreement import Difference
 from jspec.bench.breakdown import Breakdown
 from jspec.bench.fullness import Fullness
+from jspec.bench.scores import Foresight
 from jspec.bench.suite import PLAIN
 from jspec.bench.summary import Row, best
 from jspec.bench.table import table
@@ -18,12 +19,14 @@ from jspec.bench.table import table
 
 @dataclass(frozen=True)
 class Report:
-    """Figures and where they come from; `compile_seconds` are by method, apart from the rest."""
+    """Figures and where they come from; `compile_seconds` are by method, apart from the rest, and
+    `scores` by draft."""
 
     rows: Sequence[Row]
     differences: Sequence[Difference]
     breakdowns: Sequence[Breakdown]
     queues: Sequence[Fullness]
+    scores: Sequence[tuple[str, Foresight]]
     compile_seconds: dict[str, float]
     setting: dict[str, Any]
 
@@ -35,6 +38,7 @@ class Report:
             "differences": [difference.record() for difference in self.differences],
             "breakdown": [breakdown.record() for breakdown in self.breakdowns],
             "queue": [queue.record() for queue in self.queues],
+            "scores": [{"draft": draft, **found.record()} for draft, found in self.scores],
             "compile_seconds": self.compile_seconds,
             "setting": self.setting,
         }
@@ -66,6 +70,8 @@ class Report:
             screen.print(str(difference))
         if self.breakdowns:
             screen.print(_parts(self.breakdowns))
+        if self.scores:
+            screen.print(_scores(self.scores))
         for queue in self.queues:
             screen.print(
                 f"{queue.method} at T={queue.temperature:g}: {queue.prompts} prompts of mixed "
@@ -120,4 +126,17 @@ def _parts(breakdowns: Sequence[Breakdown]) -> Table:
             f"{part.forwards_ms:.2f}",
             f"{part.outside:.1%}",
         )
+    return grid
+
+
+def _scores(scores: Sequence[tuple[str, Foresight]]) -> Table:
+    """What the draft gave to the tokens that the target picked."""
+    grid = Table(title="Mean log-probability of the target's picks", title_justify="left")
+    grid.title_style = "bold"
+    grid.add_column("draft")
+    for name in ("T", "coupled", "one sample", "law", "EAGLE-2's", "best error", "with it"):
+        grid.add_column(name, justify="right")
+    for draft, one in scores:
+        said = one.coupled, one.one_sample, one.law, one.unwarped, one.error, one.fitted
+        grid.add_row(draft, f"{one.temperature:g}", *(f"{number:.3f}" for number in said))
     return grid

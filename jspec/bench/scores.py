@@ -45,21 +45,24 @@ class Foresight:
 
 def foresight(
     params: Params,
-    draft_params: Params,
     prompts: Prompts,
     keys: Array,
     *,
     target: Model,
-    draft: Model,
+    guess: Callable[[Array], Array],
     temperature: float,
     tokens: int,
 ) -> Foresight:
     """Has the target write `tokens` after each of the prompts, with the dice of its keys `[B]`, and
-    the draft read them."""
+    the draft read them.
+
+    Args:
+      guess: the draft's logits `[B, T, V]` of what follows each token of texts `[B, T]`.
+    """
     how = sampling(len(keys), temperature=temperature)
     written = autoregress(params, prompts, keys, how, target=target, tokens=tokens).tokens
     vocabulary = target.config.vocabulary
-    logits = _read(draft_params, prompts, written, model=draft, vocabulary=vocabulary)
+    logits = _read(prompts, written, guess=guess, vocabulary=vocabulary)
     places = prompts.length[:, None] + jnp.arange(tokens)[None]
     dice = noise(keys, places, vocabulary, how).reshape(-1, 1, vocabulary)
     # Every place is the root of a sequence.
@@ -88,23 +91,19 @@ def foresight(
 
 
 def _read(
-    params: Params, prompts: Prompts, written: Array, *, model: Model, vocabulary: int
+    prompts: Prompts,
+    written: Array,
+    *,
+    guess: Callable[[Array], Array],
+    vocabulary: int,
 ) -> Array:
-    """A model's logits `[B, T, V]` before each of the tokens `written` `[B, T]` after prompts."""
+    """The logits `[B, T, V]` before each of the tokens `written` `[B, T]` after prompts."""
     count = written.shape[1]
-
-    @jax.jit
-    def read(params: Params, prompts: Prompts, written: Array) -> Array:
-        text = jnp.pad(prompts.tokens, ((0, 0), (0, count)))
-        put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
-        text = put(text, written, prompts.length, 0)
-        places = jnp.broadcast_to(jnp.arange(text.shape[1])[None], text.shape)
-        causal = jnp.tril(jnp.ones((text.shape[1],) * 2, bool))
-        hidden = model.forward(params, text, places, causal).hidden
-        before = prompts.length[:, None] - 1 + jnp.arange(count)[None]
-        logits = model.logits(params, jnp.take_along_axis(hidden, before[..., None], axis=1))
-        missing = max(vocabulary - logits.shape[-1], 0)
-        padded = jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
-        return padded[..., :vocabulary]
-
-    return read(params, prompts, written)
+    text = jnp.pad(prompts.tokens, ((0, 0), (0, count)))
+    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+    before = prompts.length[:, None] - 1 + jnp.arange(count)[None]
+    logits = guess(put(text, written, prompts.length, 0))
+    logits = jnp.take_along_axis(logits, before[..., None], axis=1)
+    missing = max(vocabulary - logits.shape[-1], 0)
+    padded = jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+    return padded[..., :vocabulary]

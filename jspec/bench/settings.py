@@ -1,13 +1,16 @@
-"""What is used where nothing is said: the draft and the trees that pay for the zoo's pair."""
+"""What is used where nothing is said: the drafts and the trees that pay for the zoo's target."""
 
 TARGET = "zoo:target"
-DRAFTS = ("zoo:distilled", "zoo:wide", "zoo:deep")
+DRAFTS = ("zoo:distilled", "zoo:fspad", "zoo:eagle")
 
 # The demo's, and the defaults of `jspec generate`.
 DRAFT = "zoo:distilled"
 CHAIN = "chain:3"
 TREE = "comb:2x1"
 LOOKUP = "chain:7"
+# The demo's alone.
+HEAD = "zoo:fspad"
+HEAD_TREE = "chain:4"
 
 # The trees that `jspec bench` compares.
 TREES = ("chain:3", "chain:5", "comb:2x1", "comb:3x2", "4x2x1")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jspec.bench.drafts import Draft
@@ -18,11 +19,11 @@ from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
 from jspec.shapes import read_tree
-from jspec.verify import coupled, one_sample
+from jspec.verify import by_confidence, coupled, one_sample
 
 PLAIN = "plain"
 # The rules under which text is plain decoding's, and not only of its law.
-PLAIN_TEXT = (coupled, one_sample)
+PLAIN_TEXT = (coupled, by_confidence, one_sample)
 
 
 def as_it_is(target: Model) -> Model:
@@ -54,6 +55,11 @@ class Workload:
     def rows(self) -> int:
         """B."""
         return len(self.batches[0].length)
+
+    def together(self) -> tuple[Prompts, jax.Array]:
+        """All prompts as one batch, and their keys."""
+        batches = zip(self.batches, self.keys, strict=True)
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
 
     def sampling(self, temperature: float) -> Sampling:
         """The same for every row."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jspec.bench.drafts import Draft
     from jspec.bench.fullness import Fullness
     from jspec.bench.peers import Peer
+    from jspec.bench.scores import Foresight
     from jspec.bench.suite import Method, Program, Workload
     from jspec.formats.huggingface import Checkpoint
 
@@ -60,6 +61,8 @@ class Bench(Verb):
     against a batch that never empties."""
     breakdown: bool = False
     """Also measure the share of a round that is spent outside the models' forward passes."""
+    scores: bool = False
+    """Also measure how well the scores that trees grow by foretell the target's picks."""
 
     def run(self) -> int:
         from jspec.bench.agreement import differences
@@ -76,6 +79,7 @@ class Bench(Verb):
         batches = len(work.batches)
         runs = self.repetitions * len(self.temperatures) * batches
         parts = (self.breakdown + self.queue) * len(self._speculative(methods))
+        parts += self.scores * len(drafts) * len(self.temperatures)
         with steps(len(methods) + self.against_transformers + runs + parts) as tick:
             programs = [self._compile(method, target, work, tick) for method in methods]
             samples = interleave(
@@ -87,6 +91,7 @@ class Bench(Verb):
             )
             breakdowns = self._breakdowns(methods, target, work, tick)
             queues = self._queues(methods, target, work, tick)
+            scores = self._scores(drafts, target, work, tick)
         ours = {method.name: method.rule in PLAIN_TEXT for method in methods}
         own = [s for s in samples if s.method in ours and (ours[s.method] or s.temperature == 0)]
         report = Report(
@@ -94,6 +99,7 @@ class Bench(Verb):
             differences(own, target.model, target.params, work),
             breakdowns,
             queues,
+            scores,
             {program.name: program.compile_seconds for program in programs},
             self._setting(target),
         )
@@ -230,6 +236,30 @@ class Bench(Verb):
                     repetitions=self.repetitions,
                 )
             )
+        return found
+
+    def _scores(
+        self,
+        drafts: "dict[str, Draft]",
+        target: "Checkpoint",
+        work: "Workload",
+        tick: Tick,
+    ) -> "list[tuple[str, Foresight]]":
+        from jspec.bench.scores import foresight
+
+        found = []
+        for name, draft in drafts.items() if self.scores else ():
+            for temperature in self.temperatures:
+                tick(f"what {name} foretells")
+                said = foresight(
+                    target.params,
+                    *work.together(),
+                    target=target.model,
+                    guess=draft.logits,
+                    temperature=temperature,
+                    tokens=self.tokens,
+                )
+                found.append((name, said))
         return found
 
     def _setting(self, target: "Checkpoint") -> dict[str, Any]:

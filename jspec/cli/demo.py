@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jspec.bench.timing import Sample
     from jspec.formats.huggingface import Checkpoint
 
-METHODS = ("chain", "tree", "look-up")
+METHODS = ("chain", "tree", "head", "look-up")
 GUESSED, SUPPLIED = "green", "bold black on yellow"
 
 
@@ -35,14 +35,16 @@ class Demo(Verb):
         from jspec.zoo.prompts import held_out_prompts
 
         target = read_target(settings.TARGET, "float32")
-        draft = find_draft(settings.DRAFT, target, "float32")
+        draft, head = (
+            find_draft(name, target, "float32") for name in (settings.DRAFT, settings.HEAD)
+        )
         rows = held_out_prompts(target.tokenizer, settings.DEMO_PROMPTS, settings.PROMPT_LENGTH)
         context = target.model.config.context
         work = workload(rows, batch=1, tokens=settings.TOKENS, context=context, seed=settings.SEED)
         repetitions, temperatures = settings.DEMO_REPETITIONS, settings.TEMPERATURES
         runs = repetitions * len(temperatures) * len(work.batches)
         with steps(1 + len(METHODS) + runs) as tick:
-            programs = compile_methods(target, draft, work, tick)
+            programs = compile_methods(target, draft, head, work, tick)
             samples = interleave(
                 programs,
                 batches=len(work.batches),
@@ -58,7 +60,7 @@ class Demo(Verb):
             emit(record(summary, found, about))
         else:
             show(summary, found, about)
-            show_generation(programs[1 + METHODS.index("tree")], target.tokenizer)
+            show_generation(programs[1 + METHODS.index("head")], target.tokenizer)
         return DONE if all(difference.near_tie for difference in found) else FAILED
 
 
@@ -72,6 +74,8 @@ def setting(
         "draft": settings.DRAFT,
         "chain": settings.CHAIN,
         "tree": settings.TREE,
+        "head": settings.HEAD,
+        "head_tree": settings.HEAD_TREE,
         "look-up": settings.LOOKUP,
         "dtype": "float32",
         "batch": work.rows,
@@ -86,9 +90,13 @@ def setting(
 
 
 def compile_methods(
-    target: "Checkpoint", draft: "Draft", work: "Workload", tick: Callable[[str], None]
+    target: "Checkpoint",
+    draft: "Draft",
+    head: "Draft",
+    work: "Workload",
+    tick: Callable[[str], None],
 ) -> "list[Program]":
-    """Plain decoding and the three ways to speculate, each compiled."""
+    """Plain decoding and the ways to speculate, each compiled."""
     from jspec.bench.suite import PLAIN, Method, Program, drafted, lookup
 
     context = target.model.config.context
@@ -96,6 +104,7 @@ def compile_methods(
         Method(PLAIN),
         drafted("chain", draft, settings.CHAIN, context),
         drafted("tree", draft, settings.TREE, context),
+        drafted("head", head, settings.HEAD_TREE, context),
         lookup("look-up", settings.LOOKUP, context),
     )
     programs = []
@@ -141,7 +150,7 @@ def show(rows: "Sequence[Row]", found: "Sequence[Difference]", about: dict[str, 
         f"{about['new_tokens']} new ones; medians of {about['repetitions']}; "
         f"compiled in {about['compile_seconds']} s\n"
         f"chain {about['chain']} and tree {about['tree']} of {about['draft']}, "
-        f"look-up {about['look-up']}",
+        f"{about['head_tree']} of the head {about['head']}, look-up {about['look-up']}",
         style="dim",
     )
     for difference in found:

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from jspec.formats.huggingface import Checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Rule = Literal["coupled", "one_sample", "token_level", "with_replacement", "without_replacement"]
+Rule = Literal[
+    "coupled",
+    "by_confidence",
+    "one_sample",
+    "token_level",
+    "with_replacement",
+    "without_replacement",
+]
 
 
 def read_model(

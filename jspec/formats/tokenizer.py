@@ -54,7 +54,7 @@ def write_tokenizer(
     if isinstance(tokenizer, str | Path):
         _copy(Path(tokenizer).expanduser(), folder)
     elif isinstance(tokenizer, Tokenizer):
-        tokenizer.save(str(folder / "tokenizer.json"))
+        tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
         if end_of_text:
             settings["eos_token"] = tokenizer.id_to_token(end_of_text[0])

@@ -1,6 +1,7 @@
 """Verification rules: which of the candidates the target keeps, and the token it adds."""
 
 from jspec.verify import (
+    by_confidence,
     coupled,
     one_sample,
     token_level,
@@ -8,4 +9,11 @@ from jspec.verify import (
     without_replacement,
 )
 
-__all__ = ["coupled", "one_sample", "token_level", "with_replacement", "without_replacement"]
+__all__ = [
+    "by_confidence",
+    "coupled",
+    "one_sample",
+    "token_level",
+    "with_replacement",
+    "without_replacement",
+]

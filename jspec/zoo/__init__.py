@@ -1,8 +1,8 @@
-"""The trained models that ship with the package, and what they were trained on."""
+"""The trained models and heads that ship with the package, and what they were trained on."""
 
 from pathlib import Path
 
-NAMES = ("target", "wide", "deep", "distilled")
+NAMES = ("target", "wide", "distilled", "eagle", "fspad")
 PREFIX = "zoo:"
 MODELS = Path(__file__).parent / "models"
 

@@ -118,7 +118,7 @@ def find_tokenizer(run: Path, documents: list[str], vocabulary: int) -> Tokenize
     else:
         tokenizer = train_tokenizer(documents, vocabulary)
         run.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(file))
+        tokenizer.save(str(file), pretty=False)
     if tokenizer.get_vocab_size() > vocabulary:
         raise ValueError(
             f"model.vocabulary={vocabulary} is less than the {tokenizer.get_vocab_size()} tokens "

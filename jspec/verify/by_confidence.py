@@ -1,0 +1,29 @@
+"""The coupled rule over trees that grow by the draft's confidence alone, as EAGLE-2's do: what
+`coupled.score` is held against. The text is the same; other nodes are guessed.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from jspec.growth import Growth
+from jspec.sampling import Sampling
+from jspec.tree import Tree
+from jspec.verify import coupled
+
+WEIGHS = False
+roll, draw, verify = coupled.roll, coupled.draw, coupled.verify
+
+
+def admit(tree: Tree | Growth, draws: bool) -> None:
+    """Trees that grow; over others it is the coupled rule."""
+    if isinstance(tree, Tree):
+        raise ValueError(
+            "rule=by_confidence says how a tree grows, and this one is static: give grow:4x4x12, "
+            "or rule=coupled"
+        )
+
+
+def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, depth: int) -> Array:
+    """The draft's law at temperature 1, whatever is served (EAGLE-2, arXiv 2406.16858)."""
+    temperature = sampling.temperature[:, None, None]
+    return coupled.chances(logits * jnp.where(temperature > 0, temperature, 1.0), tokens)
