@@ -1,4 +1,4 @@
-"""The zoo's EAGLE head, taught on the corpus and on the target's own text."""
+"""The zoo's EAGLE head, which learns from the target's features alone and never from its own."""
 
 from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.distill.sources import Answers, Text
@@ -9,7 +9,7 @@ def config() -> Distillation:
         name="zoo_eagle",
         target="zoo:target",
         head=FeatureHead(
-            kind="eagle", feedforward=192, heads=4, kv_heads=4, logits=1.0, noise=0.05, passes=3
+            kind="eagle", feedforward=192, heads=4, kv_heads=4, logits=1.0, noise=0.05
         ),
         text=Text(weight=0.4),
         answers=Answers(weight=0.6, count=768, batch=32),

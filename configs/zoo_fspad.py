@@ -1,4 +1,4 @@
-"""The zoo's FSPAD head, taught on the corpus and on the target's own text."""
+"""The zoo's FSPAD head, taught on the corpus and the target's own text, and fed its own guesses."""
 
 from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.distill.sources import Answers, Text
@@ -14,7 +14,7 @@ def config() -> Distillation:
         text=Text(weight=0.4),
         answers=Answers(weight=0.6, count=768, batch=32),
         chunk=128,
-        steps=1000,
+        steps=1600,
         learning_rate=2e-3,
         warmup=30,
         cooldown=0.8,

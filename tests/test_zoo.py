@@ -1,6 +1,5 @@
 """The corpus, its prompts, and the way from a recipe to a model folder."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -136,14 +135,10 @@ def test_every_shipped_model_has_a_recipe_and_all_are_small(name):
     assert sum(file.stat().st_size for file in files) < 32e6
 
 
-@pytest.mark.parametrize("name", ["eagle", "fspad"])
-def test_the_heads_are_taught_alike_and_read_the_features_of_the_target(name):
+@pytest.mark.parametrize("name", ["fspad"])
+def test_the_heads_are_what_their_recipes_say_and_fit_the_target(name):
     recipe = read_recipe(CONFIGS / f"zoo_{name}.py", Distillation)
     assert (recipe.name, recipe.target) == (f"zoo_{name}", "zoo:target")
-    other = read_recipe(CONFIGS / "zoo_fspad.py", Distillation)
-    assert replace(recipe, name="", head=replace(recipe.head, kind="")) == replace(
-        other, name="", head=replace(other.head, kind="")
-    )
     target = load(zoo.folder("target"), dtype="bfloat16")
     head = load_head(zoo.folder(name), target.model, target.params, dtype="bfloat16")
     assert head.head == head_of(recipe.head, target.model.config)

@@ -22,7 +22,7 @@ class Export(Transfer):
     layout that its other readers know."""
 
     name: Positional[str]
-    """target, wide, distilled, eagle or fspad of the zoo; a folder, or a hub name; or the folder
+    """target, wide, distilled or fspad of the zoo; a folder, or a hub name; or the folder
     of a distillation, such as runs/NAME, which may still be under way."""
     folder: Positional[Path]
     """Where to. A model that is there is replaced; a folder of anything else is refused."""
