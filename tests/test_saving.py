@@ -1,6 +1,7 @@
 """Writing models in Hugging Face's layout, and reading them back."""
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +93,16 @@ def test_either_spelling_of_the_rotary_fields_is_enough(scaling, original, tmp_p
     save(tmp_path / "model", transformer(config), original[1])
     rewrite(tmp_path / "model" / "config.json", rope_theta=None, rope_scaling=None)
     assert load(tmp_path / "model").model.config == config
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_configuration(original, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save(tmp_path / "ours", *original[:2])
+    finally:
+        os.umask(before)
+    modes = {file.stat().st_mode & 0o777 for file in (tmp_path / "ours").iterdir()}
+    assert modes == {0o640}
 
 
 def test_weights_are_cast_when_saved_and_when_loaded(original, tmp_path):

@@ -62,11 +62,16 @@ def pieces(matrix: Stored) -> Iterator[slice]:
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes all tensors into one file."""
+    file = folder / SINGLE
+    file.touch()
+    mode = file.stat().st_mode
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
     try:
-        save_file(dict(tensors), folder / SINGLE, metadata={"format": "pt"})
+        save_file(dict(tensors), file, metadata={"format": "pt"})
     except SafetensorError as error:
-        raise OSError(f"{folder / SINGLE} was not written: {error}") from None
+        raise OSError(f"{file} was not written: {error}") from None
+    # Safetensors leaves a file that none but its owner may read.
+    file.chmod(mode)
 
 
 def conversion(folder: Path) -> str:
