@@ -11,6 +11,7 @@ from jspec.growth import Growth
 from jspec.tree import Tree
 
 LONGEST_PATH = 255  # longer names some systems do not even look up
+MADE = 8  # nodes that a tree may grow, of which it keeps some, for each place of the context
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
     "length), comb:3x2x2 (children of the first node of each level), grow:4x4x12 (children of "
@@ -38,9 +39,15 @@ def read_tree(text: str, context: int) -> Tree | Growth:
 def _growth(text: str, width: int, depth: int, nodes: int, context: int) -> Growth:
     _check_size(text, nodes, context)
     try:
-        return Growth(width, depth, nodes)
+        grown = Growth(width, depth, nodes)
     except ValueError as error:
         raise ValueError(f"tree={text!r}: {error}") from None
+    if grown.made > MADE * context:
+        raise ValueError(
+            f"tree={text!r} makes {grown.made} nodes to choose {nodes} of: no more than "
+            f"{MADE * context}, {MADE} for each place of the target's context"
+        )
+    return grown
 
 
 def _check_size(text: str, size: int, context: int) -> None:

@@ -108,6 +108,7 @@ def test_trees_are_read_from_a_file_of_paths(tmp_path):
         *("chain:0", "0x2", "fork:3x0", "chain:2x2", "fork:4", "2x", "-1"),
         *("grow:2x3", "grow:0x2x3", "grow:2x0x3", "grow:2x2x0", "grow:2x3x3", "grow:2x2x8"),
         "grow:9x9x65",
+        "grow:16x3x20",
     ],
 )
 def test_what_is_no_tree_is_refused(text):
@@ -239,7 +240,7 @@ def test_the_best_number_of_threads_is_shown():
         sample(peers.label(peers.ASSISTED + " a", 1), 0, 1.0, [1, 2]),
     ]
     report = Report(
-        summarise(samples, coupled=[PLAIN, "tree"]), [], [], [], {PLAIN: 0, "tree": 0}, {}
+        summarise(samples, coupled=[PLAIN, "tree"]), [], [], [], [], {PLAIN: 0, "tree": 0}, {}
     )
     (ratio,) = report.record()["against_transformers"]
     assert ratio["plain_over_generate"] == 2.0

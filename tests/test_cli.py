@@ -2,9 +2,12 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +18,7 @@ from tokenizers import Tokenizer
 from jspec.bench import settings
 from jspec.cli.demo import GUESSED, SUPPLIED, coloured
 from jspec.cli.generate import Generate
-from jspec.cli.main import main
+from jspec.cli.main import _hear_again, main
 from jspec.decode import autoregress
 from jspec.formats.huggingface import load, save
 from jspec.models.transformer import transformer
@@ -221,6 +224,22 @@ def test_help_needs_no_heavy_import():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [(KeyboardInterrupt, signal.SIGINT), (SystemExit, signal.SIGTERM)]
+)
+def test_what_jax_drops_while_it_cleans_up_is_heard_again(kind, number):
+    heard = []
+    before = signal.signal(number, lambda *_: heard.append(number))
+    try:
+        _hear_again(SimpleNamespace(exc_type=kind))
+        latest = time.monotonic() + 5
+        while not heard and time.monotonic() < latest:
+            time.sleep(0.01)
+    finally:
+        signal.signal(number, before)
+    assert heard == [number]
 
 
 # The demo

@@ -13,12 +13,13 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jspec import transformer
 from jspec.cli.recipes import read_recipe
 from jspec.distill.batch import Batch
-from jspec.distill.losses import mixture
-from jspec.distill.objective import computed_in, distillation
+from jspec.distill.objective import computed_in
 from jspec.distill.optimizer import optimizer
 from jspec.distill.recipe import Distillation
 from jspec.distill.step import start, step, whereabouts
+from jspec.distill.student import HeadStudent, ModelStudent, Student, head_of
 from jspec.formats.families import read_config
+from jspec.models.protocol import LinenModel, LinenPart, Params
 from jspec.sharding import REPLICATED, RULES, check, shardings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -59,7 +60,7 @@ def sizes(width: int, feedforward: int, layers: int, **more: object) -> dict:
     }
 
 
-# What the models' own config.json files say, target and draft.
+# What the models' own config.json files say, target and draft; a head hangs on its target alone.
 PAIRS = {
     "llama2_13b_68m": (
         {**LLAMA, **sizes(5120, 13824, 40, vocab_size=32000, num_attention_heads=40),
@@ -71,6 +72,7 @@ PAIRS = {
         {**LLAMA_3, **sizes(4096, 14336, 32)},
         {**LLAMA_3, **sizes(2048, 8192, 16, tie_word_embeddings=True, head_dim=64)},
     ),
+    "llama31_8b_eagle3": ({**LLAMA_3, **sizes(4096, 14336, 32)}, None),
     "qwen3_8b_06b": (
         {**QWEN_3, **sizes(4096, 12288, 36, num_attention_heads=32)},
         {**QWEN_3, **sizes(1024, 3072, 28, num_attention_heads=16, tie_word_embeddings=True)},
@@ -83,8 +85,19 @@ def recipe(request) -> Distillation:
     return read_recipe(CONFIGS / f"{request.param}.py", Distillation)
 
 
-def models(recipe: Distillation):
-    return [transformer(read_config(config)) for config in PAIRS[recipe.name]]
+def models(recipe: Distillation) -> tuple[LinenModel, LinenPart]:
+    target, draft = PAIRS[recipe.name]
+    target = transformer(read_config(target))
+    if recipe.head:
+        return target, head_of(recipe.head, target.config)
+    return target, transformer(read_config(draft), remat=recipe.remat)
+
+
+def student_of(recipe: Distillation, draft: LinenPart, params: Params) -> Student:
+    if not recipe.head:
+        return ModelStudent(draft, params)
+    d2t = jax.ShapeDtypeStruct((draft.draft_vocabulary,), jnp.int32)
+    return HeadStudent(draft, params, d2t)
 
 
 def mesh_of(recipe: Distillation) -> AbstractMesh:
@@ -107,8 +120,8 @@ def test_a_config_names_what_a_device_must_hold(recipe):
     target, draft = models(recipe)
     mesh = mesh_of(recipe)
     rules = REPLICATED if recipe.replicated else RULES
-    check(mesh, target.config, RULES)
-    check(mesh, draft.config, rules)
+    check(mesh, target.module, RULES)
+    check(mesh, draft.module, rules)
     teacher, student = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))
     lie = [shardings(mesh, target.axes(), RULES), shardings(mesh, draft.axes(), rules)]
     state = jax.eval_shape(functools.partial(start, optimizer=optimizer(recipe)), student)
@@ -128,13 +141,6 @@ def test_a_config_names_what_a_device_must_hold(recipe):
 @pytest.mark.slow
 def test_a_step_of_real_size_has_shapes_that_fit(recipe):
     target, draft = models(recipe)
-    objective = functools.partial(
-        distillation,
-        model=transformer(draft.config, remat=recipe.remat),
-        teacher=target,
-        loss=mixture(recipe.losses.weights()),
-        chunk=recipe.chunk,
-    )
     whole, targets = (recipe.batch, recipe.length + 1), (recipe.batch, recipe.length)
     batch = Batch(
         *(jax.ShapeDtypeStruct(whole, jnp.int32) for _ in range(2)),
@@ -142,12 +148,14 @@ def test_a_step_of_real_size_has_shapes_that_fit(recipe):
         jax.ShapeDtypeStruct(whole[:1], jnp.int32),
     )
     rule = optimizer(recipe)
-    teacher, student = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))
-    state = jax.eval_shape(functools.partial(start, optimizer=rule), student)
+    teacher, params = (jax.eval_shape(model.init, jax.random.key(0)) for model in (target, draft))
+    student = student_of(recipe, draft, params)
+    objective = student.objective(recipe, student.reading(target))
+    state = jax.eval_shape(functools.partial(start, optimizer=rule), params)
     advance = functools.partial(
         step, objective=computed_in(objective, recipe.compute), optimizer=rule
     )
-    after, metrics = jax.eval_shape(advance, state, teacher, batch)
+    after, metrics = jax.eval_shape(advance, state, student.frozen(teacher), batch)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )

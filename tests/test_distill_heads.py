@@ -12,7 +12,8 @@ from jspec import zoo
 from jspec.cli.main import main
 from jspec.distill import run
 from jspec.formats.heads import load_head
-from jspec.formats.huggingface import load
+from jspec.formats.huggingface import load, save
+from jspec.models.transformer import transformer
 
 CONFIG = """
 from jspec.distill.recipe import Answers, Distillation, FeatureHead, Text
@@ -143,6 +144,12 @@ def test_a_run_is_exported_with_its_targets_embedding_and_taught_further(
     assert (out / "model.safetensors").stat().st_size > record["parameters"] * 2
     for one, other in zip(weights(whole / "model", models), weights(out, models), strict=True):
         np.testing.assert_array_equal(one, other)
+    wide = transformer(tiny_zoo.config(width=32))
+    save(tmp_path / "wide", wide, wide.init(jax.random.key(0)))
+    made = str(whole), str(tmp_path / "3"), "--target", str(tmp_path / "wide")
+    assert main(("export", *made)) == 2
+    said = f"target='{tmp_path / 'wide'}': hidden_size=16, and the target's is 32"
+    assert said in capsys.readouterr().err and not (tmp_path / "3").exists()
     told(capsys, "export", "--json", whole, tmp_path / "2", "--step", "2")
     early = weights(tmp_path / "2", models)
     assert any(np.any(one != other) for one, other in zip(early, weights(out, models), strict=True))

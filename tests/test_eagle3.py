@@ -1,6 +1,7 @@
 """EAGLE-3's head around its layer: what it reads, its tokens, its shapes, what it refuses."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,11 @@ def test_it_is_of_the_published_shapes():
 def test_what_does_not_go_together_is_refused(how, words):
     with pytest.raises(ValueError, match=words):
         made(**how)
+
+
+def test_a_head_whose_matrix_is_the_embedding_is_refused():
+    with pytest.raises(ValueError, match="^config.tied=True: .* give tied=False"):
+        eagle3(replace(CONFIG, tied=True), layers=(1,))
 
 
 def test_a_target_that_does_not_show_what_it_reads_is_refused():

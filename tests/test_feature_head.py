@@ -173,3 +173,12 @@ def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params,
     if rule.WEIGHS:
         other = np.setdiff1d(np.arange(target.config.vocabulary), weights.tokens)
         assert np.all(np.asarray(guesses.logits)[..., other] == -np.inf)
+
+
+def test_a_head_without_its_targets_parameters_is_refused(target, params, batch):
+    drafter, weights = headed(HEADS["fspad"](target), target, params, TREE)
+    with pytest.raises(ValueError, match="params=dict: .* as params_for"):
+        begin(
+            params, weights.head, batch.prompts,
+            target=drafter.target, drafter=drafter, rule=coupled, tokens=TOKENS,
+        )  # fmt: skip

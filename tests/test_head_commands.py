@@ -102,6 +102,7 @@ def test_a_head_goes_from_folder_to_folder_bit_for_bit(models, heads, capsys, tm
         for place in (heads / "fspad", tmp_path / "out")
     )
     assert (code, record["family"], record["target"]) == (0, "eagle", "zoo:target")
+    assert record["kind"] == "fspad"
     assert record["parameters"] == sum(x.size for x in jax.tree.leaves(ours.params))
     assert theirs.head == ours.head
     assert_same(theirs.params, ours.params)

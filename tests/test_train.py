@@ -5,7 +5,8 @@ import pytest
 from jspec.cli.main import main
 from jspec.cli.overrides import override
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Pretraining
+from jspec.distill.recipe import FeatureHead, Pretraining
+from jspec.studies.recipe import TemperatureStudy
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -27,6 +28,13 @@ def test_overrides_are_typed_by_their_fields_and_made_at_once():
     assert (changed.steps, changed.learning_rate, changed.name) == (5, 1e-4, "7")
     assert (changed.length, changed.model.context, changed.model.tied) == (128, 128, True)
     assert override(RECIPE, []) == RECIPE
+
+
+@pytest.mark.parametrize("text", ["1 9 2", "1,9,2", "1, 9, 2"])
+def test_numbers_stand_apart_by_spaces_or_commas(text):
+    head = FeatureHead(kind="eagle3", features=0.0)
+    assert override(head, [f"layers={text}"]).layers == (1, 9, 2)
+    assert override(TemperatureStudy(), ["taught=0,1 1"]).taught == ("0,1", "1")
 
 
 @pytest.mark.parametrize(

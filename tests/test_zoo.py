@@ -135,7 +135,7 @@ def test_every_shipped_model_has_a_recipe_and_all_are_small(name):
     assert sum(file.stat().st_size for file in files) < 32e6
 
 
-@pytest.mark.parametrize("name", ["fspad"])
+@pytest.mark.parametrize("name", ["eagle", "fspad"])
 def test_the_heads_are_what_their_recipes_say_and_fit_the_target(name):
     recipe = read_recipe(CONFIGS / f"zoo_{name}.py", Distillation)
     assert (recipe.name, recipe.target) == (f"zoo_{name}", "zoo:target")

@@ -1,7 +1,7 @@
 """What is used where nothing is said: the drafts and the trees that pay for the zoo's target."""
 
 TARGET = "zoo:target"
-DRAFTS = ("zoo:distilled", "zoo:fspad")
+DRAFTS = ("zoo:distilled", "zoo:fspad", "zoo:eagle")
 
 # The demo's, and the defaults of `jspec generate`.
 DRAFT = "zoo:distilled"

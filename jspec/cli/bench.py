@@ -31,7 +31,8 @@ class Bench(Verb):
     drafts: tuple[str, ...] = settings.DRAFTS
     """Drafts to compare: small models, and heads made for the target."""
     trees: tuple[str, ...] = settings.TREES
-    """Trees for each draft: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
+    """Trees for each draft: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON
+    paths."""
     lookups: tuple[str, ...] = settings.LOOKUPS
     """Chains and forks for prompt look-up."""
     rules: tuple[Rule, ...] = ("coupled",)

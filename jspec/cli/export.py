@@ -22,7 +22,7 @@ class Export(Transfer):
     layout that its other readers know."""
 
     name: Positional[str]
-    """target, wide, distilled or fspad of the zoo; a folder, or a hub name; or the folder
+    """target, wide, distilled, eagle or fspad of the zoo; a folder, or a hub name; or the folder
     of a distillation, such as runs/NAME, which may still be under way."""
     folder: Positional[Path]
     """Where to. A model that is there is replaced; a folder of anything else is refused."""
@@ -45,12 +45,18 @@ class Export(Transfer):
 
     def _export(self, run: Path, source: str) -> int:
         """Writes the draft of a distillation."""
+        from jspec.formats.heads import check_target
+
         recipe = _recipe(run)
         draft = _of_run(run, recipe, self.step or "newest")
         if recipe.head is None:
             return self.write_model(source, draft, self.folder)
         named = replace(self, target=self.target or recipe.target)
         target = read_model("target", named.target, self.dtype)
+        try:
+            check_target(draft.head, target.model, target.params)
+        except ValueError as error:
+            raise ValueError(f"target={named.target!r}: {error}") from None
         return named.write_head(source, draft, target, self.folder)
 
 

@@ -68,9 +68,11 @@ class Generate(Verb):
     seed: int = 0
     """Of the noise that decides among tokens."""
     tree: str | None = None
-    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
+    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON paths.
+    """
     rule: Rule = "coupled"
-    """Which guesses are kept. All but coupled write another text of the same law."""
+    """Which guesses are kept. The text is plain decoding's under coupled, by_confidence and
+    one_sample, and under the others another of the same law."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False

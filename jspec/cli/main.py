@@ -35,6 +35,8 @@ VERBS = (
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
 )
+# What an exception that was lost is raised by again.
+REPEATED = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
 DESCRIPTION = "Lossless speculative decoding: the same text, sooner."
 
 
@@ -66,11 +68,13 @@ def entry() -> None:
 
 
 def _hear_again(lost: Any) -> None:
-    """Repeats an interrupt that came while jax cleaned up, where exceptions are dropped."""
-    if issubclass(lost.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, signal.raise_signal, (signal.SIGINT,)).start()
-    else:
-        sys.__unraisablehook__(lost)
+    """Repeats an interrupt, or a notice to leave, that came while jax cleaned up, where exceptions
+    are dropped."""
+    for kind, number in REPEATED.items():
+        if issubclass(lost.exc_type, kind):
+            threading.Timer(0.01, signal.raise_signal, (number,)).start()
+            return
+    sys.__unraisablehook__(lost)
 
 
 def _run(arguments: list[str]) -> int:
@@ -126,7 +130,7 @@ def _complain(message: str) -> None:
 def _unbox(box: str) -> str:
     """The words of tyro's framed message, without the frame and what only repeats the help."""
     lines = (line.strip(" │") for line in box.splitlines())
-    words = [line for line in lines if line and line[0] not in "╭╰─"]
+    words = [line for line in lines if line.strip("-") and line[0] not in "╭╰─"]
     kept = []
     for number, line in enumerate(words):
         if line.startswith(("For full helptext", "Argument helptext")):

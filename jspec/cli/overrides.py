@@ -14,7 +14,8 @@ def override(config: Config, changes: Sequence[str]) -> Config:
     """`config` with each change made, typed as its field is, all of them at once.
 
     Raises `ValueError` for a field that is not there, listing those that are, and for a value that
-    its type does not take. A field of several values takes them with spaces between.
+    its type does not take. A field of several values takes them with spaces between, numbers with
+    commas as well.
     """
     wanted: dict[str, Any] = {}
     for change in changes:
@@ -57,7 +58,9 @@ def _read(path: str, text: str, kind: Any) -> Any:
         return None
     for kind in kinds:
         if typing.get_origin(kind) is tuple:
-            return tuple(_read(path, word, typing.get_args(kind)[0]) for word in text.split())
+            one = typing.get_args(kind)[0]
+            spaced = text if one is str else text.replace(",", " ")
+            return tuple(_read(path, word, one) for word in spaced.split())
         if kind is bool and text.lower() in WORDS:
             return WORDS[text.lower()]
         if kind in (int, float, str):

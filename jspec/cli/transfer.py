@@ -65,12 +65,11 @@ class Transfer(Verb):
         self, source: str, head: "HeadCheckpoint", target: "Checkpoint", folder: Path
     ) -> int:
         """Writes a head beside the embedding of its target."""
-        from jspec.formats.heads import save_head
+        from jspec.formats.heads import formats, save_head
 
         if self.format == MODEL_FORMAT:
-            raise ValueError(
-                f"format={self.format!r}: {source} is a head, so it may be {head.format}"
-            )
+            fitting = " or ".join(formats(head.head))
+            raise ValueError(f"format={self.format!r}: {source} is a head, so it may be {fitting}")
         format = self.format or head.format
         self._check_served(format)
         save_head(
@@ -83,7 +82,7 @@ class Transfer(Verb):
             format=format,
             served=self._served(target),
         )
-        about = {"target": self.target}
+        about = {"kind": head.head.kind, "target": self.target}
         return self._say(source, format, head, folder, head.head.config, about)
 
     def _check_served(self, format: str) -> None:
@@ -132,8 +131,9 @@ class Transfer(Verb):
         if self.json:
             emit(record)
         else:
+            kind = record.get("kind", family)
             console().print(
-                f"{source}: {family} of {record['parameters']:,} parameters in {self.dtype}, "
+                f"{source}: {kind} of {record['parameters']:,} parameters in {self.dtype}, "
                 f"{record['bytes'] / 1e6:.1f} MB, in {place}",
                 soft_wrap=True,
             )

@@ -33,7 +33,8 @@ class Verify(Verb):
     lookup: bool = False
     """Guess by looking up what followed earlier in the text, without a draft."""
     tree: str | None = None
-    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, or a file of JSON paths."""
+    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON paths.
+    """
     rule: Rule = "coupled"
     """Which guesses are kept."""
     temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)

@@ -16,7 +16,7 @@ from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.growth import Growth
-from jspec.models.eagle3 import Eagle3, eagle3, usual_layers
+from jspec.models.eagle3 import eagle3, usual_layers
 from jspec.models.heads import (
     Head,
     HeadParams,
@@ -162,6 +162,10 @@ def head_of(wanted: FeatureHead, target: ModelConfig) -> Head:
         )
     try:
         layers = wanted.layers or usual_layers(target.layers)
+        if not set(layers) <= set(range(target.layers + 1)):
+            raise ValueError(
+                f"the target has {target.layers}, so give numbers of 0..{target.layers}"
+            )
         return eagle3(config, layers=layers, draft_vocabulary=wanted.tokens or None)
     except ValueError as error:
         raise ValueError(f"head.layers={wanted.layers}: {error}") from error
@@ -169,16 +173,9 @@ def head_of(wanted: FeatureHead, target: ModelConfig) -> Head:
 
 def check_said(wanted: FeatureHead, head: Head) -> None:
     """Raises `ValueError` where what a recipe says of a head that is there is not so."""
-    if isinstance(head, Eagle3):
-        kind = "eagle3"
-    else:
-        module = head.module.clone(bias=True)
-        kind = next(
-            name for name, make in FEATURE_HEADS.items() if make(head.config).module == module
-        )
     sizes = ("feedforward", "heads", "kv_heads", "channels")
     there = {
-        "kind": kind,
+        "kind": head.kind,
         **{name: getattr(head.config, name) for name in sizes},
         "layers": head.layers,
         "tokens": head.draft_vocabulary,

@@ -73,6 +73,11 @@ class FeatureDrafter:
         capacity: int,
         chunk: int,
     ) -> FeatureState:
+        if not isinstance(params, HeadParams):
+            raise ValueError(
+                f"params={type(params).__name__}: a head guesses with its target's parameters "
+                "beside its own, so give HeadParams, as params_for(target.params) makes them"
+            )
         batch = len(length)
         # A row's token stands one place behind its feature.
         following = jnp.roll(tokens, -1, axis=1)

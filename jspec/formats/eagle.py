@@ -55,8 +55,9 @@ def read_head(
     """The head that a folder holds; raises `ValueError` that names the field or the key."""
     found = read_config(config)
     sampling = any(name.startswith("fc.fc.") for name in stored)
-    bias, name = flag(config, "bias", True), (SAMPLED if sampling else FUSED)["fuse.bias"]
-    if bias != (name in stored):
+    fused = SAMPLED if sampling else FUSED
+    bias, name = flag(config, "bias", True), fused["fuse.bias"]
+    if bias != (name in stored) and fused["fuse.weight"] in stored:
         there = "is there" if name in stored else "is missing"
         raise ValueError(
             f"bias={str(bias).lower()}, and {name} {there}: write "
@@ -93,7 +94,9 @@ def read_config(config: Fields) -> ModelConfig:
         raise ValueError(f"model_type={kind!r} is not read where a head is: llama and qwen2 are")
     found = families.read_config(config)
     if found.layers != 1:
-        raise ValueError(f"num_hidden_layers={found.layers}: a head of this layout has 1")
+        raise ValueError(
+            f"num_hidden_layers={found.layers}: a head of this layout has 1, so take another head"
+        )
     if found.window is not None:
         raise ValueError(f"sliding_window={found.window}: a head sees all, so it must be null")
     if found.feedforward_bias:

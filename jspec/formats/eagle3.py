@@ -116,7 +116,9 @@ def read_layer(config: Fields) -> ModelConfig:
     refuse(config, tie_word_embeddings=False)
     found = families.read_config(config)
     if found.layers != 1:
-        raise ValueError(f"num_hidden_layers={found.layers}: a head of this layout has 1")
+        raise ValueError(
+            f"num_hidden_layers={found.layers}: a head of this layout has 1, so take another head"
+        )
     return found
 
 

@@ -76,7 +76,7 @@ def load_head(
     dialect = DIALECTS[layout]
     try:
         head = dialect.read_head(config, stored, target, params)
-        _fit(head, target, params)
+        check_target(head, target, params)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
     if mesh is not None:
@@ -133,16 +133,42 @@ def save_head(
     if dialect.EMBEDDING not in tensors and embedding is not None:
         shape = (head.config.vocabulary, head.config.width)
         if embedding.shape != shape:
-            raise ValueError(f"embedding is {embedding.shape}: the head's target has {shape}")
+            raise ValueError(
+                f"embedding is {embedding.shape}, and the head's target has {shape}: give that of "
+                "the target that it was made for"
+            )
         tensors[dialect.EMBEDDING] = stored_array(embedding, dtype)
     if dialect is speculators and dialect.EMBEDDING not in tensors:
         raise ValueError("embedding=None: the layout of speculators holds the target's, so give it")
-    tensors |= write_vocabulary(head, d2t)
+    tensors |= write_vocabulary(head, d2t, always=dialect is eagle3)
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
             write_json(partial / "config.json", config)
             write_tensors(partial, tensors)
     multihost_utils.sync_global_devices("the head is written")
+
+
+def check_target(head: Head, target: EmbeddingModel, params: Params) -> None:
+    """Raises `ValueError` for a head that is not of the target's sizes, or reads layers that it
+    has not."""
+    vocabulary, width = embedding_shape(target, params)
+    alike = head.target_width == head.config.width
+    sizes = {
+        "hidden_size" if alike else "target_hidden_size": (head.target_width, width),
+        "vocab_size": (head.config.vocabulary, vocabulary),
+    }
+    for field, (own, wanted) in sizes.items():
+        if own != wanted:
+            raise ValueError(
+                f"{field}={own}, and the target's is {wanted}: take the target that the head was "
+                "made for, or a head that was made for this one"
+            )
+    for layer in head.layers:
+        if not 0 <= layer <= target.config.layers:
+            raise ValueError(
+                f"layers={head.layers}, and the target has {target.config.layers}: take the target "
+                "that the head was made for"
+            )
 
 
 def head_layout(source: str | Path) -> str | None:
@@ -155,7 +181,12 @@ def head_layout(source: str | Path) -> str | None:
 
 def own_format(head: Head) -> str:
     """The layout, one of `DIALECTS`, that a head's authors wrote."""
-    return next(name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE))
+    return formats(head)[0]
+
+
+def formats(head: Head) -> list[str]:
+    """All layouts, of `DIALECTS`, that hold such a head."""
+    return [name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE)]
 
 
 def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
@@ -181,32 +212,15 @@ def _holding(head: Head, format: str) -> ModuleType:
     dialect = DIALECTS[format]
     if not isinstance(head.module, dialect.MODULE):
         of = DIALECTS[own_format(head)].OF
-        fitting = [name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE)]
         raise ValueError(
             f"format={format!r} holds heads of {dialect.OF}, and this is one of {of}, which cannot "
-            f"become the other: take {' or '.join(fitting)}"
+            f"become the other: take {' or '.join(formats(head))}"
         )
     return dialect
 
 
 def _names(keys: dict[str, str]) -> Callable[[tuple[str, ...]], str]:
     return lambda path: keys[".".join(path)]
-
-
-def _fit(head: Head, target: EmbeddingModel, params: Params) -> None:
-    """Raises `ValueError` for a head that is not of the target's sizes."""
-    vocabulary, width = embedding_shape(target, params)
-    alike = head.target_width == head.config.width
-    sizes = {
-        "hidden_size" if alike else "target_hidden_size": (head.target_width, width),
-        "vocab_size": (head.config.vocabulary, vocabulary),
-    }
-    for field, (own, wanted) in sizes.items():
-        if own != wanted:
-            raise ValueError(
-                f"{field}={own}, and the target's is {wanted}: take the target that the head was "
-                "made for, or a head that was made for this one"
-            )
 
 
 def _rest(dtype: np.dtype) -> dict[str, Any]:

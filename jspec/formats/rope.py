@@ -28,7 +28,9 @@ def read_rope(config: Fields, default: float = 10_000.0) -> tuple[float, RopeSca
         if fields.get("rope_theta") is not None
     } or {default}
     if len(scalings) > 1 or len(thetas) > 1:
-        raise ValueError("rope_theta, rope_scaling and rope_parameters disagree: keep one of them")
+        names = ("rope_theta", "rope_scaling", "rope_parameters")
+        said = ", ".join(f"{name}={config[name]}" for name in names if config.get(name) is not None)
+        raise ValueError(f"{said} disagree: keep one of them")
     return thetas.pop(), scalings.pop()
 
 

@@ -45,7 +45,10 @@ def read_params(
     wanted = {names(path): shape.shape for path, shape in shapes.items()}
     complaints = _compare(wanted, stored, spare)
     if complaints:
-        raise ValueError(f"{folder}: weights do not fit config.json: {'; '.join(complaints)}")
+        raise ValueError(
+            f"{folder}: weights do not fit config.json: {'; '.join(complaints)}: one of the two is "
+            "of something else, so take both from one place"
+        )
     homes: dict[tuple[str, ...], NamedSharding | None] = dict.fromkeys(shapes)
     if mesh is not None:
         check(mesh, part.config, rules)

@@ -60,6 +60,10 @@ def eagle3(
             f"target_width={width}: without own_embedding the head reads the target's, and is as "
             f"wide, and its width is {config.width}"
         )
+    if config.tied:
+        raise ValueError(
+            "config.tied=True: the head has an output matrix of its own: give tied=False"
+        )
     if fc_norm and norm_before_fc:
         raise ValueError("fc_norm and norm_before_fc exclude each other: give one of them")
     module = Eagle3Layer(
@@ -114,6 +118,10 @@ def check_vocabulary(d2t: np.ndarray, vocabulary: int) -> None:
 @dataclass(frozen=True)
 class Eagle3(Head):
     """EAGLE-3's head; its module has what else there is to know of it."""
+
+    @property
+    def kind(self) -> str:
+        return "eagle3"
 
     @property
     def layers(self) -> tuple[int, ...]:

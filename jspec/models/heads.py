@@ -22,6 +22,14 @@ from jspec.models.protocol import EmbeddingModel, LinenPart, Output, Params
 from jspec.models.rope import turns
 from jspec.sharding import constrain
 
+# By whether a head has feature sampling, and partial alignment.
+KINDS = {
+    (False, False): "eagle",
+    (True, True): "fspad",
+    (True, False): "sampling_alone",
+    (False, True): "alignment_alone",
+}
+
 
 class Guess(NamedTuple):
     """What a head returns: `hidden` `[B, T, D]`, of which logits are made, the next `features`
@@ -53,6 +61,11 @@ class HeadParams(NamedTuple):
 @dataclass(frozen=True)
 class Head(LinenPart):
     """A head as pure functions of its parameters; hashable, as a model is."""
+
+    @property
+    def kind(self) -> str:
+        """What recipes call it."""
+        return KINDS[self.module.sampling, self.module.partial]
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
-"""The coupled rule over trees that grow by the draft's confidence alone, as EAGLE-2's do: what
-`coupled.score` is held against. The text is the same; other nodes are guessed.
+"""The coupled rule with EAGLE-2's score in the place of its own, to hold one against the other.
+
+Nodes get the children that the coupled rule gives them; which nodes grow, and which are kept, the
+draft's confidence alone decides. The text is the same.
 """
 
 import jax.numpy as jnp
@@ -24,6 +26,7 @@ def admit(tree: Tree | Growth, draws: bool) -> None:
 
 
 def score(dice: Array, logits: Array, tokens: Array, sampling: Sampling, *, depth: int) -> Array:
-    """The draft's law at temperature 1, whatever is served (EAGLE-2, arXiv 2406.16858)."""
+    """The draft's law at temperature 1, whatever is served (EAGLE-2, arXiv 2406.16858), of what
+    filters and penalties leave."""
     temperature = sampling.temperature[:, None, None]
     return coupled.chances(logits * jnp.where(temperature > 0, temperature, 1.0), tokens)

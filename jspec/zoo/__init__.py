@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NAMES = ("target", "wide", "distilled", "fspad")
+NAMES = ("target", "wide", "distilled", "eagle", "fspad")
 PREFIX = "zoo:"
 MODELS = Path(__file__).parent / "models"
 
