@@ -37,8 +37,8 @@ ZOO_HEADS = Distillation(
     answers=Answers(weight=0.6, count=512, tokens=192, batch=16),
     length=256,
     chunk=128,
-    batch=4,
-    steps=300,
+    batch=8,
+    steps=500,
     learning_rate=2e-3,
     warmup=20,
     cooldown=0.8,
@@ -191,6 +191,7 @@ class FeatureDraftStudy(Study):
     name: str = "feature_draft"
     teaching: Distillation = ZOO_HEADS
     served: tuple[float, ...] = (0.0, 1.0)
+    prompts: int = 48
     kinds: tuple[str, ...] = KINDS
     tree: str = "comb:4x3x2x2"
     growth: str = "grow:4x4x12"
