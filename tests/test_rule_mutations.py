@@ -40,12 +40,9 @@ def test_a_residual_that_is_not_normalised(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_law_of_the_draft_that_is_not_normalised_without_its_rejected_token(monkeypatch):
-    def unscaled(q, token):
-        return jnp.where(jnp.arange(len(q)) == token, 0.0, q)
-
-    # The more siblings are tried, the more probability is missing.
-    monkeypatch.setattr(without_replacement, "_without", unscaled)
+def test_a_law_of_the_draft_that_keeps_its_rejected_token(monkeypatch):
+    # The more siblings are tried, the more probability is not theirs.
+    monkeypatch.setattr(without_replacement, "without", lambda logits, token: logits)
     assert not follows_the_law(tree=Tree.branching((4,)), temperature=0.5)
 
 

@@ -134,6 +134,13 @@ def test_a_draft_that_is_certain_does_not_sway_a_law_that_is_not():
         np.testing.assert_allclose(law, p, atol=CLOSE)
 
 
+def test_what_a_sure_draft_would_say_next_is_weighed_too():
+    # In float32 its law has nothing but the first token: exp(-95) is 0 there.
+    p, q = [0, 0.9, 0.1], np.exp([0, -100, -95])
+    law, _ = one_round(without_replacement, Tree.branching((2,)), p, q)
+    np.testing.assert_allclose(law, p, atol=CLOSE)
+
+
 def test_chosen_candidates_with_a_soft_law_go_wrong_under_rejection_and_right_under_one_sample():
     p, q = [0.5, 0.3, 0.2], [0.6, 0.4, 0]
     tree = Tree.branching((2,))
@@ -168,7 +175,8 @@ def one_round(
     keys = jax.random.split(jax.random.key(111), ROUNDS)
     how = sampling(ROUNDS, temperature=1.0)
     dice = rule.roll(keys, jnp.full(ROUNDS, 5), how, tree=tree, vocabulary=len(p))
-    draft = jnp.broadcast_to(jnp.log(jnp.array(q)), (ROUNDS, 1, len(q)))
+    with np.errstate(divide="ignore"):
+        draft = jnp.broadcast_to(jnp.asarray(np.log(q), jnp.float32), (ROUNDS, 1, len(q)))
     tokens, there = rule.draw(dice, draft, tree=tree, depth=0, nodes=np.array([0]))
     if chosen is not None:
         tokens = jnp.broadcast_to(jnp.array(chosen), tokens.shape)
