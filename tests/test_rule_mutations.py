@@ -2,15 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from laws import PAIRS, SMALLEST_P, counts_of, joint_law, p_value, speculative_draws
 from texts import compiled_afresh
 
 from jspec import Tree, decode
 from jspec.sampling import warp
-from jspec.verify import recursive, rejection, token_level, without_replacement
+from jspec.verify import block, recursive, rejection, token_level, traversal, without_replacement
 
 HOT = {"temperature": 1.0}
+carried, rejected = block.carried, block.rejected
 verify, roll, draw = (
     without_replacement.verify,
     without_replacement.roll,
@@ -40,12 +42,9 @@ def test_a_residual_that_is_not_normalised(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_law_of_the_draft_that_is_not_normalised_without_its_rejected_token(monkeypatch):
-    def unscaled(q, token):
-        return jnp.where(jnp.arange(len(q)) == token, 0.0, q)
-
-    # The more siblings are tried, the more probability is missing.
-    monkeypatch.setattr(without_replacement, "_without", unscaled)
+def test_a_law_of_the_draft_that_keeps_its_rejected_token(monkeypatch):
+    # The more siblings are tried, the more probability is not theirs.
+    monkeypatch.setattr(without_replacement, "without", lambda logits, token: logits)
     assert not follows_the_law(tree=Tree.branching((4,)), temperature=0.5)
 
 
@@ -88,6 +87,56 @@ def test_candidates_that_are_chosen_and_weighed_by_a_soft_law(monkeypatch):
     assert not follows_the_law()
 
 
+def for_itself(weight, p, q):
+    """The weight of one token, whatever those above it left over."""
+    return carried(1.0, p, q)
+
+
+def without_its_weight(weight, p, q):
+    """What a path is left, weighed as if nothing above it had been lost."""
+    return rejected(weight, p, q)[0], rejection.residual(p, q)
+
+
+def as_it_was(weight, p, q):
+    """A node's weight after a rejection below it is that which it had before."""
+    return weight, rejected(weight, p, q)[1]
+
+
+BREAKS = (("carried", for_itself), ("rejected", without_its_weight), ("rejected", as_it_was))
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree", "piece", "broken"),
+    [
+        pytest.param(
+            rule, tree, *breaks, marks=() if breaks is BREAKS[number] else pytest.mark.slow
+        )
+        for number, (rule, tree) in enumerate([(block, Tree.chain(2)), (traversal, PAIRS)])
+        for breaks in BREAKS
+    ],
+)
+def test_paths_that_are_weighed_wrongly(rule, tree, piece, broken, monkeypatch):
+    monkeypatch.setattr(rule, piece, broken)
+    assert not follows_the_law(rule, tree, temperature=1.0, top_k=3)
+
+
+@pytest.mark.slow
+def test_siblings_that_are_traversed_as_if_each_were_the_first(monkeypatch):
+    monkeypatch.setattr(traversal, "without", lambda logits, token: logits)
+    assert not follows_the_law(traversal, Tree.branching((4,)), temperature=0.5)
+
+
+@pytest.mark.slow
+def test_parents_that_are_tested_before_their_children(monkeypatch):
+    def backwards(tree):
+        lines = right(tree)
+        return np.where(lines == tree.size, -1, lines)
+
+    right = traversal._lines
+    monkeypatch.setattr(traversal, "_lines", backwards)
+    assert not follows_the_law(traversal)
+
+
 @pytest.mark.slow
 def test_drafting_testing_and_emitting_with_the_same_dice(monkeypatch):
     monkeypatch.setattr(rejection, "EMITTING", rejection.DRAFTING)
@@ -106,6 +155,14 @@ def test_penalties_that_ignore_the_tokens_of_the_block(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree", [PAIRS, Tree.chain(2)])
-def test_none_of_this_is_so_of_the_rules_as_they_are(tree):
-    assert follows_the_law(tree=tree)
+@pytest.mark.parametrize(
+    ("rule", "tree"),
+    [
+        (without_replacement, PAIRS),
+        (without_replacement, Tree.chain(2)),
+        (block, Tree.chain(2)),
+        (traversal, PAIRS),
+    ],
+)
+def test_none_of_this_is_so_of_the_rules_as_they_are(rule, tree):
+    assert follows_the_law(rule, tree)

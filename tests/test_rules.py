@@ -26,7 +26,15 @@ from jspec import (
     prompts,
     sampling,
 )
-from jspec.verify import coupled, one_sample, token_level, with_replacement, without_replacement
+from jspec.verify import (
+    block,
+    coupled,
+    one_sample,
+    token_level,
+    traversal,
+    with_replacement,
+    without_replacement,
+)
 from jspec.verify.rejection import residual
 
 HOW = {
@@ -46,7 +54,9 @@ CHAIN, PAIRS, RAGGED = (
 GROWN = Growth(2, 2, 5)
 PAIRINGS = [
     (token_level, CHAIN),
+    (block, CHAIN),
     (without_replacement, RAGGED),
+    (traversal, RAGGED),
     (one_sample, GROWN),
     *(
         pytest.param(*pairing, marks=pytest.mark.slow)
@@ -58,13 +68,18 @@ PAIRINGS = [
             (with_replacement, RAGGED),
             (without_replacement, CHAIN),
             (without_replacement, PAIRS),
+            (block, Tree.chain(3)),
+            (traversal, CHAIN),
+            (traversal, PAIRS),
+            (traversal, Tree.branching((2, 1, 2))),
         )
     ),
 ]
 ROUNDS = 60_000
 # Five standard deviations of a frequency near one half.
 CLOSE = 5 * 0.5 / ROUNDS**0.5
-WEIGHING = (token_level, with_replacement, without_replacement)
+ALONG_CHAINS = (token_level, block)
+WEIGHING = (*ALONG_CHAINS, with_replacement, without_replacement, traversal)
 
 
 def name_of(value: object) -> str:
@@ -90,6 +105,8 @@ def test_the_text_follows_the_law_of_the_target_under_every_rule(rule, tree):
     [
         (without_replacement, RAGGED),
         pytest.param(token_level, CHAIN, marks=pytest.mark.slow),
+        pytest.param(block, CHAIN, marks=pytest.mark.slow),
+        pytest.param(traversal, RAGGED, marks=pytest.mark.slow),
         pytest.param(with_replacement, PAIRS, marks=pytest.mark.slow),
         pytest.param(coupled, RAGGED, marks=pytest.mark.slow),
         pytest.param(one_sample, PAIRS, marks=pytest.mark.slow),
@@ -120,7 +137,7 @@ def test_a_draft_equal_to_the_target_is_always_kept(rule):
 
 @pytest.mark.parametrize("rule", [*WEIGHING, one_sample, coupled], ids=name_of)
 def test_where_no_guess_is_possible_none_is_kept_and_the_law_is_right(rule):
-    tree = Tree.chain(1) if rule is token_level else Tree.branching((2,))
+    tree = Tree.chain(1) if rule in ALONG_CHAINS else Tree.branching((2,))
     p, q = [0, 0, 0.7, 0.3], [0.5, 0.5, 0, 0]
     law, accepted = one_round(rule, tree, p, q)
     assert accepted == 0
@@ -129,9 +146,17 @@ def test_where_no_guess_is_possible_none_is_kept_and_the_law_is_right(rule):
 
 def test_a_draft_that_is_certain_does_not_sway_a_law_that_is_not():
     p = [0.5, 0.3, 0.2]
-    for rule in (with_replacement, without_replacement):
+    for rule in (with_replacement, without_replacement, traversal):
         law, _ = one_round(rule, Tree.branching((3,)), p, [1, 0, 0])
         np.testing.assert_allclose(law, p, atol=CLOSE)
+
+
+@pytest.mark.parametrize("rule", [without_replacement, traversal], ids=name_of)
+def test_what_a_sure_draft_would_say_next_is_weighed_too(rule):
+    # In float32 its law has nothing but the first token: exp(-95) is 0 there.
+    p, q = [0, 0.9, 0.1], np.exp([0, -100, -95])
+    law, _ = one_round(rule, Tree.branching((2,)), p, q)
+    np.testing.assert_allclose(law, p, atol=CLOSE)
 
 
 def test_chosen_candidates_with_a_soft_law_go_wrong_under_rejection_and_right_under_one_sample():
@@ -143,11 +168,12 @@ def test_chosen_candidates_with_a_soft_law_go_wrong_under_rejection_and_right_un
     np.testing.assert_allclose(right, p, atol=CLOSE)
 
 
-def test_a_drawn_candidate_that_is_dropped_for_what_it_is_goes_wrong():
+@pytest.mark.parametrize("rule", [token_level, block, traversal], ids=name_of)
+def test_a_drawn_candidate_that_is_dropped_for_what_it_is_goes_wrong(rule):
     p, q = [0.9, 0.1], [0.5, 0.5]
-    right, _ = one_round(token_level, Tree.chain(1), p, q)
+    right, _ = one_round(rule, Tree.chain(1), p, q)
     np.testing.assert_allclose(right, p, atol=CLOSE)
-    wrong, _ = one_round(token_level, Tree.chain(1), p, q, dropped=1)
+    wrong, _ = one_round(rule, Tree.chain(1), p, q, dropped=1)
     np.testing.assert_allclose(wrong, [0.95, 0.05], atol=CLOSE)
 
 
@@ -168,7 +194,8 @@ def one_round(
     keys = jax.random.split(jax.random.key(111), ROUNDS)
     how = sampling(ROUNDS, temperature=1.0)
     dice = rule.roll(keys, jnp.full(ROUNDS, 5), how, tree=tree, vocabulary=len(p))
-    draft = jnp.broadcast_to(jnp.log(jnp.array(q)), (ROUNDS, 1, len(q)))
+    with np.errstate(divide="ignore"):
+        draft = jnp.broadcast_to(jnp.asarray(np.log(q), jnp.float32), (ROUNDS, 1, len(q)))
     tokens, there = rule.draw(dice, draft, tree=tree, depth=0, nodes=np.array([0]))
     if chosen is not None:
         tokens = jnp.broadcast_to(jnp.array(chosen), tokens.shape)
@@ -208,9 +235,11 @@ def test_a_drafter_that_chooses_its_candidates_is_refused(rule, kind, target, pa
         )
 
 
-def test_token_level_rejection_refuses_a_tree():
-    with pytest.raises(ValueError, match="^rule='token_level' follows a chain, and the tree has 7"):
-        token_level.admit(PAIRS, True)
+@pytest.mark.parametrize("rule", ALONG_CHAINS, ids=name_of)
+def test_a_rule_along_chains_refuses_a_tree(rule):
+    said = f"^rule='{name_of(rule)}' follows a chain, and the tree has 7"
+    with pytest.raises(ValueError, match=said):
+        rule.admit(PAIRS, True)
 
 
 def test_the_residual_of_equal_laws_is_the_law():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target
+from jspec.cli.pair import ALONG_CHAINS, Dtype, Rule, find_draft, read_target
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -209,8 +209,7 @@ class Generate(Verb):
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
-        chain = self.rule == "token_level"  # which follows nothing else
-        usual = settings.CHAIN if chain else settings.TREE
+        usual = settings.CHAIN if self.rule in ALONG_CHAINS else settings.TREE
         usual = settings.LOOKUP if self.lookup else usual
         context = target.model.config.context
         tree = read_tree(usual if self.tree is None else self.tree, context)

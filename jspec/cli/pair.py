@@ -18,9 +18,13 @@ Rule = Literal[
     "by_confidence",
     "one_sample",
     "token_level",
+    "block",
     "with_replacement",
     "without_replacement",
+    "traversal",
 ]
+# Which follow nothing but a chain.
+ALONG_CHAINS: tuple[Rule, ...] = ("token_level", "block")
 
 
 def read_model(

@@ -29,8 +29,8 @@ def walk(
     """Walks down the trees.
 
     Args:
-      next_draw: the law `[V]` of a node's next child, from that of the one which was rejected and
-        its token.
+      next_draw: the logits `[V]` of a node's next child, from those of the one which was rejected
+        and its token.
     """
 
     rows = row_of(tree, np.arange(tree.size))
@@ -39,16 +39,16 @@ def walk(
         node, count, walking = jnp.int32(0), jnp.int32(1), jnp.bool_(True)
         path, p = [node], law(logits[0], temperature)
         for depth in range(tree.depth):
-            q = jax.nn.softmax(candidates.logits[jnp.asarray(rows)[node]])
+            draft = candidates.logits[jnp.asarray(rows)[node]]
             child = jnp.int32(NO_NODE)
             for rank in range(tree.children(depth)):
                 tried = jnp.asarray(tree.offspring)[node, rank]
-                token = candidates.tokens[tried]
+                q, token = jax.nn.softmax(draft), candidates.tokens[tried]
                 trying = walking & (child == NO_NODE) & (tried != NO_NODE) & candidates.valid[tried]
                 kept = trying & (dice.test[tried] * q[token] < p[token])
                 child = jnp.where(kept, tried, child)
                 p = jnp.where(trying & ~kept, residual(p, q), p)
-                q = next_draw(q, token)
+                draft = next_draw(draft, token)
             walking = child != NO_NODE
             node, count = jnp.where(walking, child, node), count + walking
             p = jnp.where(walking, law(logits[node], temperature), p)

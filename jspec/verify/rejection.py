@@ -26,6 +26,15 @@ def admit(rule: str, draws: bool) -> None:
         )
 
 
+def admit_chain(rule: str, tree: Tree) -> None:
+    """Raises `ValueError` for a tree that is no chain."""
+    if tree.depth != tree.size - 1:
+        raise ValueError(
+            f"rule={rule!r} follows a chain, and the tree has {tree.size} nodes of which "
+            f"{tree.path_length} on its longest path: use chain:{tree.depth}, or another rule"
+        )
+
+
 @struct.dataclass
 class Dice:
     """`guess` `[B, I, W, V]` Gumbel noise for the children of the I nodes that have some, W draws

@@ -20,11 +20,7 @@ roll, draw = without_replacement.roll, without_replacement.draw
 
 def admit(tree: Tree, draws: bool) -> None:
     """Raises `ValueError` for a tree that is no chain, or candidates that are not drawn."""
-    if tree.depth != tree.size - 1:
-        raise ValueError(
-            f"rule='token_level' follows a chain, and the tree has {tree.size} nodes of which "
-            f"{tree.path_length} on its longest path: use chain:{tree.depth}, or another rule"
-        )
+    rejection.admit_chain("token_level", tree)
     rejection.admit("token_level", draws)
 
 

@@ -38,4 +38,4 @@ def verify(
     dice: Dice, candidates: Candidates, logits: Array, sampling: Sampling, *, tree: Tree
 ) -> Verdict:
     """Tries the children of each node in turn, each against the same law of the draft."""
-    return walk(dice, candidates, logits, sampling, tree=tree, next_draw=lambda q, token: q)
+    return walk(dice, candidates, logits, sampling, tree=tree, next_draw=lambda logits, _: logits)

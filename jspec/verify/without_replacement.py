@@ -17,6 +17,8 @@ from jspec.verify.recursive import walk
 from jspec.verify.rejection import Dice, row_of
 
 WEIGHS = True
+# Finite, so that there is a law even when every token was drawn.
+LEAST = jnp.finfo(jnp.float32).min
 
 
 def admit(tree: Tree, draws: bool) -> None:
@@ -42,10 +44,13 @@ def verify(
     dice: Dice, candidates: Candidates, logits: Array, sampling: Sampling, *, tree: Tree
 ) -> Verdict:
     """Tries the children of each node in the order in which they were drawn."""
-    return walk(dice, candidates, logits, sampling, tree=tree, next_draw=_without)
+    return walk(dice, candidates, logits, sampling, tree=tree, next_draw=without)
 
 
-def _without(q: Array, token: Array) -> Array:
-    q = jnp.where(jnp.arange(len(q)) == token, 0.0, q)
-    mass = q.sum()
-    return q / jnp.where(mass > 0, mass, 1.0)
+def without(logits: Array, token: Array) -> Array:
+    """Logits `[V]` of a draw that cannot be `token`.
+
+    The law is made of them anew for every draw: of a law that one token has nearly all of, nothing
+    would be left in float32 to divide among the others.
+    """
+    return jnp.where(jnp.arange(len(logits)) == token, LEAST, logits)
