@@ -200,6 +200,7 @@ def test_bench_prints_one_object_with_everything(models, capsys, monkeypatch):
     assert record["against_transformers"][0].keys() >= {"plain_over_generate"}
     assert len(record["breakdown"]) == 2
     assert all(part["round_ms"] > 0 and part["outside"] < 1 for part in record["breakdown"])
+    assert all(0 < part["guesses_ms"] < part["round_ms"] for part in record["breakdown"])
     assert set(record["compile_seconds"]) == set(ours)
     assert record["setting"]["batch"] == 1
 

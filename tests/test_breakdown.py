@@ -10,7 +10,7 @@ import pytest
 import tiny_zoo
 
 from jspec import HeadCheckpoint, load
-from jspec.bench import breakdown
+from jspec.bench import breakdown, rounds
 from jspec.bench.drafts import HeadDraft, ModelDraft
 from jspec.bench.suite import drafted, workload
 from jspec.decode import begin
@@ -44,7 +44,7 @@ def test_the_passes_of_a_round_are_made_and_no_others(models, kind, tree):
     late = jax.numpy.zeros(breakdown.ROUNDS, bool)
     loops = (
         (
-            functools.partial(breakdown.whole_rounds, rule=method.rule),
+            functools.partial(rounds.whole_rounds, rule=method.rule),
             (work.keys[0], work.sampling(0)),
         ),
         (breakdown._passes, (late,)),

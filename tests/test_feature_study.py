@@ -12,7 +12,7 @@ import tiny_zoo
 from test_breakdown import products
 
 from jspec import zoo
-from jspec.bench import breakdown, latency
+from jspec.bench import rounds
 from jspec.bench.drafts import ModelDraft
 from jspec.bench.suite import PLAIN, drafted, workload
 from jspec.cli.main import main
@@ -106,9 +106,9 @@ def test_what_is_timed_as_drafting_is_a_round_without_the_targets_pass(models, t
         target.params, method.draft, work.batches[0], target=target.model, tokens=6, **names
     )
     told = state, work.keys[0], work.sampling(1.0)
-    whole = functools.partial(breakdown.whole_rounds, target=target.model, **names)
-    guesses = functools.partial(latency._guesses, vocabulary=tiny_zoo.VOCABULARY, **names)
-    late = jax.numpy.zeros(breakdown.ROUNDS, bool)
+    whole = functools.partial(rounds.whole_rounds, target=target.model, **names)
+    guesses = functools.partial(rounds.guesses, vocabulary=tiny_zoo.VOCABULARY, **names)
+    late = jax.numpy.zeros(rounds.ROUNDS, bool)
     made = sorted(products(jax.make_jaxpr(whole)(target.params, method.draft, *told)))
     drafting = sorted(products(jax.make_jaxpr(guesses)(method.draft, *told, late)))
 

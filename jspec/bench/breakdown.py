@@ -1,6 +1,6 @@
 """What a round costs beside the forward passes of its models.
 
-Two compiled loops are timed in turns: one of whole rounds of speculation, the other of nothing but
+Compiled loops are timed in turns: one of whole rounds of speculation, the other of nothing but
 the forward passes that such a round makes, of the same shapes: the draft's, level by level over the
 growing block, its late token's in as many rounds as the first loop had one or a head's over the
 tokens that wait, and the target's over the tree, each with its logits. What the first takes longer
@@ -10,8 +10,6 @@ can neither drop nor merge the passes.
 """
 
 import functools
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -20,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jspec.bench.rounds import ROUNDS, loops, seconds
 from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache, empty_block
-from jspec.candidates import Rule
-from jspec.decode import State, begin, speculate
+from jspec.decode import State
 from jspec.draft.feature_head import FeatureDrafter, FeatureState
 from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
@@ -32,17 +30,17 @@ from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
 from jspec.tree import Tree
 
-ROUNDS = 32
-
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Milliseconds a round, medians; `outside` is the share that is not forward passes."""
+    """Milliseconds a round, medians, of which the draft's guesses take `guesses_ms`, what chooses
+    them included; `outside` is the share that is not forward passes."""
 
     method: str
     temperature: float
     round_ms: float
     forwards_ms: float
+    guesses_ms: float
     outside: float
 
     def record(self) -> dict[str, Any]:
@@ -59,64 +57,23 @@ def breakdown(
     temperature: float,
     repetitions: int,
 ) -> Breakdown:
-    """Times the two loops on the first batch of a workload, `repetitions` times each, in turns."""
-    names = {"target": method.reading(target), "drafter": method.drafter}
-    state = begin(
-        params, method.draft, work.batches[0], **names, rule=method.rule, tokens=work.tokens
+    """Times the loops on the first batch of a workload, `repetitions` times each, in turns."""
+    compiled = loops(method, target, params, work, temperature)
+    passes = functools.partial(
+        _passes,
+        params,
+        method.draft,
+        compiled.state,
+        compiled.late,
+        target=method.reading(target),
+        drafter=method.drafter,
     )
-    law = work.sampling(temperature)
-    rounds = functools.partial(
-        whole_rounds, params, method.draft, state, work.keys[0], law, **names, rule=method.rule
-    )
-    late = late_rounds(rounds())
-    passes = functools.partial(_passes, params, method.draft, state, late, **names)
     jax.block_until_ready(passes())
-    times = [(seconds(rounds), seconds(passes)) for _ in range(repetitions)]
-    whole, models = (median(column) * 1e3 / ROUNDS for column in zip(*times, strict=True))
-    outside = median(1 - passes / rounds for rounds, passes in times)
-    return Breakdown(method.name, temperature, whole, models, outside)
-
-
-def seconds(function: Callable[[], Any]) -> float:
-    """How long a call takes, results included."""
-    started = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - started
-
-
-def late_rounds(result: tuple[State, Array]) -> Array:
-    """`[ROUNDS]` bool, as many of them true as rounds had a late token, spread evenly."""
-    share = int(result[1]) / ROUNDS
-    steps = jnp.floor(jnp.arange(ROUNDS + 1) * share + 1e-6)
-    return steps[1:] > steps[:-1]
-
-
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule"))
-def whole_rounds(
-    params: Params,
-    draft: Params,
-    state: State,
-    keys: Array,
-    law: Any,
-    *,
-    target: Model,
-    drafter: Any,
-    rule: Rule,
-) -> tuple[State, Array]:
-    """The state after `ROUNDS` rounds, and how many of them began with a late token.
-
-    A row that ends on the way takes part in the rest: a round's work does not hang on it.
-    """
-
-    def advance(_: int, carry: tuple[State, Array]) -> tuple[State, Array]:
-        state, late = carry
-        begins_late = jnp.any(getattr(state.drafter, "late", jnp.array(False)))
-        state = speculate(
-            params, draft, state, keys, law, target=target, drafter=drafter, rule=rule
-        )
-        return state, late + begins_late
-
-    return jax.lax.fori_loop(0, ROUNDS, advance, (state, jnp.int32(0)))
+    timed = compiled.rounds, passes, compiled.guesses
+    times = [tuple(map(seconds, timed)) for _ in range(repetitions)]
+    whole, models, drafts = (median(column) * 1e3 / ROUNDS for column in zip(*times, strict=True))
+    outside = median(1 - passes / rounds for rounds, passes, _ in times)
+    return Breakdown(method.name, temperature, whole, models, drafts, outside)
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter"))

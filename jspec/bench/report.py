@@ -116,7 +116,7 @@ def _parts(breakdowns: Sequence[Breakdown]) -> Table:
     """Where the time of a round goes."""
     grid = Table(title="A round, in milliseconds", title_justify="left", title_style="bold")
     grid.add_column("method")
-    for name in ("T", "whole", "forward passes", "outside them"):
+    for name in ("T", "whole", "forward passes", "outside them", "the draft's guesses"):
         grid.add_column(name, justify="right")
     for part in breakdowns:
         grid.add_row(
@@ -125,6 +125,7 @@ def _parts(breakdowns: Sequence[Breakdown]) -> Table:
             f"{part.round_ms:.2f}",
             f"{part.forwards_ms:.2f}",
             f"{part.outside:.1%}",
+            f"{part.guesses_ms:.2f}",
         )
     return grid
 

@@ -10,7 +10,7 @@ TREE = "comb:2x1"
 LOOKUP = "chain:7"
 # The demo's alone.
 HEAD = "zoo:fspad"
-HEAD_TREE = "chain:4"
+HEAD_TREE = "chain:6"
 
 # The trees that `jspec bench` compares.
 TREES = ("chain:3", "chain:5", "comb:2x1", "comb:3x2", "4x2x1")
