@@ -243,6 +243,7 @@ def test_reverse_kl_is_refused_where_it_is_infinite(capsys, config):
         assert "it is infinite at temperature 0" in refused(capsys, config, greedy, *fields)
 
 
+@pytest.mark.slow
 def test_what_a_run_does_otherwise_when_it_goes_on_is_said(capsys, config):
     distil(capsys, config, "steps=1")
     assert main(("distill", str(config), "steps=1", "losses.total_variation=1")) == 0
@@ -250,6 +251,7 @@ def test_what_a_run_does_otherwise_when_it_goes_on_is_said(capsys, config):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_answers_that_are_done_are_kept_when_a_run_is_told_to_stop(capsys, config, monkeypatch):
     whole = distil(capsys, config, "name=whole", "steps=1")
     written, seen = run.answers.generate_many, []
@@ -313,6 +315,7 @@ def test_a_full_disk_ends_a_run_and_leaves_what_was_saved(capsys, config, models
     assert distil(capsys, config)["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_while_its_run_goes_on(capsys, config, tmp_path):
     done = distil(capsys, config)
     run = config.parent / "runs" / "run"

@@ -11,9 +11,9 @@ from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
     pytest.param("head", marks=pytest.mark.slow),
-    "grown small",
+    pytest.param("grown small", marks=pytest.mark.slow),
     "grown head",
-    "eagle-3",
+    pytest.param("eagle-3", marks=pytest.mark.slow),
     "chain",
     "k-ary",
     pytest.param("fork", marks=pytest.mark.slow),
@@ -62,11 +62,10 @@ def test_speculation_equals_plain_decoding(kind, target, params, drafts, batch, 
     "kind",
     [
         "chain",
-        "grown small",
         "look-up chain",
         *(
             pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("k-ary", "fork", "paths", "look-up fork")
+            for kind in ("grown small", "k-ary", "fork", "paths", "look-up fork")
         ),
     ],
 )

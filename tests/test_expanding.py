@@ -190,6 +190,7 @@ def test_confidence_is_the_law_at_temperature_one_whatever_is_served():
     np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_how_a_tree_grows_does_not_change_the_text_and_does_change_the_guesses(
     target, params, drafts, batch
 ):
@@ -227,6 +228,7 @@ def test_a_draft_that_is_wrong_by_gumbel_noise_is_scored_by_how_often_it_is_righ
     np.testing.assert_allclose(picks, law, atol=5 * 0.5 / draws**0.5)
 
 
+@pytest.mark.slow
 def test_after_rounds_a_small_model_guesses_as_if_it_began_with_the_whole_text(
     target, params, drafts, batch
 ):

@@ -143,10 +143,9 @@ def test_a_root_that_is_the_first_token_can_be_guessed_from(draft, target, param
     "rule",
     [
         coupled,
-        without_replacement,
         *(
             pytest.param(rule, marks=pytest.mark.slow)
-            for rule in (one_sample, token_level, with_replacement)
+            for rule in (one_sample, token_level, with_replacement, without_replacement)
         ),
     ],
     ids=lambda rule: rule.__name__.rpartition(".")[2],

@@ -76,7 +76,7 @@ def placed(kind: str, params: Params, mesh: Mesh) -> Candidate:
     [
         ({"data": 2, "tensor": 4}, "k-ary"),
         pytest.param({"data": 2, "tensor": 4}, "fork", marks=pytest.mark.slow),
-        ({"fsdp": 2, "tensor": 2, "data": 2}, "look-up chain"),
+        pytest.param({"fsdp": 2, "tensor": 2, "data": 2}, "look-up chain", marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, "chain", marks=pytest.mark.slow),
         pytest.param({"tensor": 4, "fsdp": 2}, "k-ary", marks=pytest.mark.slow),
         pytest.param({"data": 8}, "fork", marks=pytest.mark.slow),

@@ -29,9 +29,8 @@ def many(target, params, draft, batch, size):
 @pytest.mark.parametrize(
     ("kind", "size"),
     [
-        ("k-ary", 4),
         ("look-up chain", 64),
-        pytest.param("k-ary", 64, marks=pytest.mark.slow),
+        *(pytest.param("k-ary", size, marks=pytest.mark.slow) for size in (4, 64)),
         pytest.param("look-up chain", 4, marks=pytest.mark.slow),
     ],
 )

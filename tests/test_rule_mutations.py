@@ -36,6 +36,7 @@ def test_drawing_from_p_in_place_of_the_residual(monkeypatch):
     assert not follows_the_law()
 
 
+@pytest.mark.slow
 def test_a_residual_that_is_not_normalised(monkeypatch):
     monkeypatch.setattr(recursive, "residual", lambda p, q: jnp.maximum(p - q, 0.0))
     assert not follows_the_law()

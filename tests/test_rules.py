@@ -54,14 +54,14 @@ CHAIN, PAIRS, RAGGED = (
 GROWN = Growth(2, 2, 5)
 PAIRINGS = [
     (token_level, CHAIN),
-    (block, CHAIN),
     (without_replacement, RAGGED),
     (traversal, RAGGED),
-    (one_sample, GROWN),
     *(
         pytest.param(*pairing, marks=pytest.mark.slow)
         for pairing in (
             (coupled, RAGGED),
+            (one_sample, GROWN),
+            (block, CHAIN),
             (coupled, GROWN),
             (one_sample, PAIRS),
             (with_replacement, PAIRS),

@@ -123,11 +123,8 @@ def laws(hidden, frozen, t):
     return law / law.sum(axis=-1, keepdims=True), logits
 
 
-@pytest.mark.parametrize(
-    "head",
-    [pytest.param(eagle(CONFIG), marks=pytest.mark.slow), HEAD],
-    ids=["eagle", "fspad"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [eagle(CONFIG), HEAD], ids=["eagle", "fspad"])
 def test_the_loss_is_what_the_papers_write(frozen, head):
     """Smooth L1 on the features and cross entropy on the law, each token of the text for itself."""
     batch = blocks(5)

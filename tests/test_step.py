@@ -59,7 +59,7 @@ def gradient(objective, params, frozen=()):
     return jax.jit(jax.value_and_grad(objective, has_aux=True))(params, frozen, blocks(2))
 
 
-@pytest.mark.parametrize("chunk", [8, 24])
+@pytest.mark.parametrize("chunk", [pytest.param(8, marks=pytest.mark.slow), 24])
 def test_reading_in_chunks_changes_neither_the_loss_nor_its_gradient(params, teacher, chunk):
     taught = functools.partial(distillation, model=MODEL, teacher=TEACHER, loss=forward_kl)
     for objective, frozen in (
@@ -97,7 +97,7 @@ def test_distillation_compares_laws_at_the_temperature_of_the_batch(params, teac
     np.testing.assert_allclose(measures["acceptance"], kept, rtol=1e-5)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_the_loss_written_out(teacher, tied):
     """The step makes it chunk by chunk, beside the loss; here jax makes it of all logits."""
     model = transformer(dataclasses.replace(MODEL.config, tied=tied))
@@ -223,7 +223,7 @@ def test_what_is_computed_again_for_the_gradient_does_not_change_it(params, teac
     assert products[1] > products[0]
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", [pytest.param("muon", marks=pytest.mark.slow), "adamw"])
 def test_two_batches_that_are_accumulated_move_as_one_of_both(params, name):
     batch = blocks(4)
     whole = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), batch)

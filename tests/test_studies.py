@@ -107,6 +107,7 @@ def models(tmp_path_factory) -> Path:
     return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "drawn"), [(0.0, 1.0), (0.7, 0.7), (0.7, 1.3)])
 def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperature, drawn):
     target, draft = load(models / "target"), load(models / "wide")

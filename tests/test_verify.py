@@ -44,6 +44,7 @@ def test_the_target_as_its_own_draft_is_in_perfect_health(capsys):
     assert found["causes"] == []
 
 
+@pytest.mark.slow
 def test_an_untrained_draft_is_found_out(capsys):
     code, found, _ = verify(capsys, "--tree", "2", "--dtype", "bfloat16")
     assert code == 0
