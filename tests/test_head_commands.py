@@ -110,6 +110,15 @@ def test_a_head_goes_from_folder_to_folder_bit_for_bit(models, heads, capsys, tm
     np.testing.assert_array_equal(embedding, target.params["embedding"])
 
 
+def test_numbers_that_are_not_finite_are_not_passed_on(head, capsys, tmp_path):
+    edit(head, lambda tensors: tensors["fc.weight"].__setitem__((0, 0), np.nan))
+    made = str(tmp_path / "out"), "--target", "zoo:target"
+    assert "fuse.weight holds numbers that are not finite" in refused(
+        capsys, "import", str(head), *made
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_of_eagle3_goes_from_layout_to_layout_bit_for_bit(models, heads, capsys, tmp_path):
     target = load(models / "target")
     asked = ("--target", "zoo:target", "--json", "--dtype", "float32")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
     from jspec.formats.speculators import Served
+    from jspec.models.protocol import Params
 
 MODEL_FORMAT = "hf"
 
@@ -43,8 +44,11 @@ class Transfer(Verb):
                 )
             target = read_model("target", self.target, self.dtype)
             head = read_head(argument, source, target, self.dtype)
+            _check_finite(argument, source, head.params)
             return self.write_head(source, head, target, folder)
-        return self.write_model(source, read_model(argument, source, self.dtype), folder)
+        model = read_model(argument, source, self.dtype)
+        _check_finite(argument, source, model.params)
+        return self.write_model(source, model, folder)
 
     def write_model(self, source: str, model: "Checkpoint", folder: Path) -> int:
         """Writes a whole model."""
@@ -138,3 +142,17 @@ class Transfer(Verb):
                 soft_wrap=True,
             )
         return DONE
+
+
+def _check_finite(argument: str, source: str, params: "Params") -> None:
+    """Raises `ValueError` that names a parameter which holds what is no number."""
+    import jax
+    import jax.numpy as jnp
+
+    for path, x in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.isfinite(x).all():
+            name = ".".join(part.key for part in path)
+            raise ValueError(
+                f"{argument}={source!r}: {name} holds numbers that are not finite: download or "
+                "save it again"
+            )

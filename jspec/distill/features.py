@@ -1,5 +1,7 @@
 """What a step lowers for heads: how far they are from the target's features, and from its law."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -67,28 +69,10 @@ def feature_distillation(
     counted = jnp.maximum(weight.sum(axis=(0, 1)), 1.0)
     share = decay ** jnp.arange(passes)
     share = share / share.sum() / counted
-
-    def compare(
-        params: Params, frozen: tuple[HeadParams, Array], ours: Array, told: tuple[Array, ...]
-    ) -> Array:
-        frozen, share = frozen
-        frozen = frozen._replace(head=params)
-        theirs, weight, temperature = told
-        target, known = _of_tokens(teacher.logits(frozen.target, theirs), frozen.tokens)
-        found = [
-            against(loss, target, head.own_logits(frozen, hidden, target=teacher), one, temperature)
-            for hidden, one in zip(
-                jnp.unstack(ours, axis=2),
-                jnp.unstack(weight * known[..., None], axis=2),
-                strict=True,
-            )
-        ]
-        lost, refused = zip(*found, strict=True)
-        return jnp.stack([share @ jnp.stack(lost), *refused])
-
     told = jnp.moveaxis(hidden, 0, 2), following, weight, temperature
     ours, *told = (pieces(x, size) for x in told)
-    law, *refused = summed(compare, 1 + passes)(params, (frozen, share), ours, tuple(told))
+    compare = summed(_comparison(head, teacher, loss), 1 + passes)
+    law, *refused = compare(params, (frozen, share), ours, tuple(told))
     names = ["acceptance", *(f"acceptance_{number}" for number in range(2, passes + 1))]
     accepted = dict(zip(names, 1 - jnp.stack(refused) / counted, strict=True))
     if not features:
@@ -96,6 +80,30 @@ def feature_distillation(
     apart = optax.huber_loss(guessed, following[None]).mean(axis=-1)
     feature = (apart * jnp.moveaxis(weight, -1, 0)).sum(axis=(1, 2)) @ share
     return features * feature + logits * law, {"feature_loss": feature, **accepted}
+
+
+def _comparison(
+    head: Head, teacher: EmbeddingModel, loss: Loss
+) -> Callable[[Params, tuple[HeadParams, Array], Array, tuple[Array, ...]], Array]:
+    """What `summed` adds up, of a piece: the loss of all passes by their shares, and what
+    token-level rejection refuses in each."""
+
+    def compare(
+        params: Params, given: tuple[HeadParams, Array], ours: Array, told: tuple[Array, ...]
+    ) -> Array:
+        frozen, share = given
+        theirs, weight, temperature = told
+        own = frozen._replace(head=params)
+        target, known = _of_tokens(teacher.logits(frozen.target, theirs), frozen.tokens)
+        counts = jnp.unstack(weight * known[..., None], axis=2)
+        found = [
+            against(loss, target, head.own_logits(own, hidden, target=teacher), count, temperature)
+            for hidden, count in zip(jnp.unstack(ours, axis=2), counts, strict=True)
+        ]
+        lost, refused = zip(*found, strict=True)
+        return jnp.stack([share @ jnp.stack(lost), *refused])
+
+    return compare
 
 
 def _of_tokens(logits: Array, tokens: Array | None) -> tuple[Array, Array]:
