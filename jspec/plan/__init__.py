@@ -1,0 +1,1 @@
+"""What to guess, before it is guessed: from what a target accepts, and what rounds cost."""

@@ -1,0 +1,111 @@
+"""The static tree that keeps the most, or is the fastest, for what a target accepts of a draft.
+
+`acceptance` `[D, W]` is how often the child of rank r of a kept node at depth d is kept, whatever
+became of its siblings; those of one node sum to no more than 1. Coupled candidates have such
+numbers, and so have siblings that are tried one after the other.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jspec.tree import Tree
+
+
+def tokens_per_round(tree: Tree, acceptance: np.ndarray) -> float:
+    """How many tokens a round emits on average: its kept candidates, and the target's own."""
+    check_acceptance(acceptance)
+    depth, width = acceptance.shape
+    if tree.depth > depth or tree.ranks.max() >= width:
+        raise ValueError(
+            f"acceptance {list(acceptance.shape)}: the tree is {tree.depth} deep and "
+            f"{tree.ranks.max() + 1} wide, so give as many rows and columns"
+        )
+    kept = np.ones(tree.size)
+    for node, parent in enumerate(tree.parents[1:], start=1):
+        kept[node] = kept[parent] * acceptance[tree.depths[node] - 1, tree.ranks[node]]
+    return float(kept.sum())
+
+
+def best_trees(acceptance: np.ndarray, nodes: int) -> Iterator[Tree]:
+    """Of every size up to `nodes`, the root included, the tree that keeps the most, no deeper than
+    `acceptance` is (Sequoia, arXiv 2402.12374, section 3.1).
+
+    A node's best children are the best way to share its nodes out among the ranks, from the last
+    rank to the first; and a child's worth is what it is by itself, times how often it is kept.
+    """
+    check_acceptance(acceptance)
+    if nodes < 2:
+        raise ValueError(f"nodes={nodes}: a tree has its root and at least one candidate")
+    depth, width = acceptance.shape
+    alone = np.full(nodes + 1, -np.inf)
+    alone[1] = 1.0
+    # worth[n] of n nodes below and with a node of the level; shares[d][r][m], what the child of
+    # rank r gets of m nodes that are left for it and those behind it.
+    worth, shares = alone, []
+    for level in range(depth)[::-1]:
+        left = np.full(nodes, -np.inf)
+        left[0] = 0.0
+        shares.insert(0, np.zeros((width, nodes), int))
+        for rank in range(width)[::-1]:
+            left, shares[0][rank] = _shared(acceptance[level, rank] * worth[1:], left)
+        worth = np.concatenate([[-np.inf], 1.0 + left])
+    for size in range(2, nodes + 1):
+        if np.isfinite(worth[size]):
+            yield Tree.from_paths(_paths(shares, size))
+
+
+def fastest_tree(
+    acceptance: np.ndarray, cost: Callable[[Tree], float], *, nodes: int
+) -> tuple[Tree, float]:
+    """Of the best trees of every size and depth the one that emits the most tokens for its `cost`,
+    which is of a round in any unit of time; and how many it emits in one."""
+    found: dict[Tree, float] = {}
+    for depth in range(1, len(acceptance) + 1):
+        for tree in best_trees(acceptance[:depth], nodes):
+            if tree not in found:
+                found[tree] = tokens_per_round(tree, acceptance) / cost(tree)
+    fastest = max(found, key=found.__getitem__)
+    return fastest, found[fastest]
+
+
+def check_acceptance(acceptance: np.ndarray) -> None:
+    """Raises `ValueError` unless rows are shares that sum to no more than 1."""
+    if acceptance.ndim != 2 or not acceptance.size:
+        raise ValueError(f"acceptance {list(acceptance.shape)}: give [depths, ranks]")
+    wrong = ~((acceptance >= 0) & (acceptance <= 1))
+    if wrong.any():
+        depth, rank = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"acceptance[{depth}, {rank}]={acceptance[depth, rank]}: must lie between 0 and 1"
+        )
+    total = acceptance.sum(axis=1)
+    if total.max() > 1 + 1e-6:
+        raise ValueError(
+            f"acceptance[{total.argmax()}] sums to {total.max():g}: one child of a node is kept at "
+            "most, so give no more than 1"
+        )
+
+
+def _shared(own: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The most that m nodes are worth, `[n]`, where a child that has k of them, of at least one,
+    is worth `own[k - 1]`, and the rest `left[m - k]`; and that k, or 0 where there is no child."""
+    count = len(left)
+    best, share = np.full(count, -np.inf), np.zeros(count, int)
+    best[0] = 0.0
+    for total in range(1, count):
+        worths = own[:total] + left[total - 1 :: -1]
+        share[total] = 1 + int(worths.argmax())
+        best[total] = worths.max()
+    return best, share
+
+
+def _paths(shares: list[np.ndarray], size: int) -> list[tuple[int, ...]]:
+    """Paths to all nodes of the tree of `size` below a node of the first of the levels."""
+    paths, left = [()], size - 1
+    rank = 0
+    while left:
+        share = shares[0][rank][left]
+        paths += [(rank, *path) for path in _paths(shares[1:], share)]
+        left, rank = left - share, rank + 1
+    return paths

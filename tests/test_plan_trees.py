@@ -1,0 +1,98 @@
+"""The best tree for what a target accepts, against all there are."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jspec import Tree
+from jspec.plan.trees import best_trees, fastest_tree, tokens_per_round
+
+DEPTH, WIDTH, NODES = 3, 3, 7
+
+
+def laws(count: int) -> list[np.ndarray]:
+    """Acceptances, some of which do not fall from rank to rank."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet([2.0, 1.0, 0.5, 1.0], (count, DEPTH))[..., :WIDTH]
+    return list(shares * rng.choice([0.3, 1.0], (count, DEPTH, WIDTH)))
+
+
+def every_tree() -> list[Tree]:
+    """All that are no larger, one for each way in which they can grow."""
+    found, last = {Tree()}, {((),)}
+    for _ in range(NODES - 1):
+        grown = set()
+        for paths in last:
+            for path in paths:
+                rank = sum(len(other) == len(path) + 1 and other[:-1] == path for other in paths)
+                if len(path) < DEPTH and rank < WIDTH:
+                    grown.add(tuple(sorted((*paths, (*path, rank)))))
+        last = grown
+        found |= {Tree.from_paths(paths) for paths in grown}
+    return sorted(found, key=lambda tree: tree.parents)
+
+
+def test_the_best_tree_of_every_size_is_the_best_there_is():
+    trees = every_tree()
+    assert len(trees) == len(set(trees)) > 100
+    for acceptance in laws(8):
+        best = {
+            tree.size: tokens_per_round(tree, acceptance) for tree in best_trees(acceptance, NODES)
+        }
+        assert set(best) == set(range(2, NODES + 1))
+        for size, found in best.items():
+            most = max(tokens_per_round(t, acceptance) for t in trees if t.size == size)
+            np.testing.assert_allclose(found, most, rtol=1e-12)
+
+
+def test_the_fastest_tree_is_the_fastest_there_is():
+    def cost(tree: Tree) -> float:
+        return 1.0 + 0.1 * tree.size + 0.3 * tree.depth
+
+    trees = [tree for tree in every_tree() if tree.size > 1]
+    for acceptance in laws(8):
+        tree, rate = fastest_tree(acceptance, cost, nodes=NODES)
+        assert rate == tokens_per_round(tree, acceptance) / cost(tree)
+        fastest = max(tokens_per_round(t, acceptance) / cost(t) for t in trees)
+        np.testing.assert_allclose(rate, fastest, rtol=1e-12)
+
+
+def test_tokens_a_round_are_what_rounds_emit():
+    """By drawing which child of every node would be kept, and walking down."""
+    rng, draws = np.random.default_rng(1), 40_000
+    (acceptance,) = laws(1)
+    tree = Tree.from_paths([(0, 0, 0), (0, 1), (1, 0), (2,)])
+    picks = np.stack(
+        [rng.choice(WIDTH + 1, draws, p=[*row, 1 - row.sum()]) for row in acceptance], axis=1
+    )
+    node, emitted = np.zeros(draws, int), np.ones(draws)
+    child = {(p, r): n for n, (p, r) in enumerate(zip(tree.parents, tree.ranks, strict=True)) if n}
+    for depth, row in itertools.product(range(tree.depth), range(draws)):
+        node[row] = child.get((node[row], picks[row, depth]), -1)
+        emitted[row] += node[row] > 0
+    # Five standard deviations of a mean of numbers from 1 to 4.
+    assert abs(emitted.mean() - tokens_per_round(tree, acceptance)) < 5 * 1.5 / draws**0.5
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "words"),
+    [
+        (np.array([0.5]), r"^acceptance \[1\]: give \[depths, ranks\]"),
+        (np.array([[0.5, np.nan]]), r"^acceptance\[0, 1\]=nan: must lie"),
+        (np.array([[0.5], [-0.1]]), r"^acceptance\[1, 0\]=-0.1: must lie"),
+        (np.array([[0.6, 0.6]]), r"^acceptance\[0\] sums to 1.2: "),
+    ],
+)
+def test_what_is_no_acceptance_is_refused(acceptance, words):
+    with pytest.raises(ValueError, match=words):
+        list(best_trees(acceptance, 4))
+    with pytest.raises(ValueError, match=words):
+        tokens_per_round(Tree.chain(1), acceptance)
+
+
+def test_a_tree_beyond_what_is_known_is_refused():
+    with pytest.raises(ValueError, match="the tree is 2 deep and 1 wide"):
+        tokens_per_round(Tree.chain(2), np.array([[0.5]]))
+    with pytest.raises(ValueError, match="nodes=1: a tree has its root"):
+        list(best_trees(np.array([[0.5]]), 1))
