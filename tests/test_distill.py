@@ -279,6 +279,7 @@ def test_another_draft_does_not_go_on_with_a_run(capsys, config):
     assert "draft='zoo:distilled' where it has 'zoo:wide'" in said
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):
     distil(capsys, config, "steps=4")
     capsys.readouterr()
@@ -344,6 +345,7 @@ def test_a_checkpoint_is_exported_while_its_run_goes_on(capsys, config, tmp_path
     assert "step='newest': checkpoint 6 cannot be read" in said and "there is 2, 4" in said
 
 
+@pytest.mark.slow
 def test_the_zoos_own_corpus_is_a_source(capsys, config, monkeypatch):
     texts = ["def add(left, right):\n    return left + right\n" * 3] * 4
     monkeypatch.setattr(lessons, "training_documents", lambda: texts)

@@ -19,7 +19,7 @@ KINDS = (
     pytest.param("fork", marks=pytest.mark.slow),
     pytest.param("paths", marks=pytest.mark.slow),
     "look-up chain",
-    "look-up fork",
+    pytest.param("look-up fork", marks=pytest.mark.slow),
 )
 
 

@@ -57,7 +57,12 @@ def head(heads, tmp_path) -> Path:
         ("eagle", {"temperature": 0.8}, ()),
         ("fspad", {"temperature": 0.8}, ("--mesh", "fsdp=4", "data=2", "--replicate-draft")),
         ("eagle3", {"temperature": 0.0}, ()),
-        ("speculators", {"temperature": 0.8}, ("--mesh", "fsdp=4", "data=2")),
+        pytest.param(
+            "speculators",
+            {"temperature": 0.8},
+            ("--mesh", "fsdp=4", "data=2"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_text_is_plain_decodings_with_a_head_too(models, heads, capsys, name, law, how):
@@ -70,6 +75,7 @@ def test_the_text_is_plain_decodings_with_a_head_too(models, heads, capsys, name
     assert len(record["accepted_by_depth"]) == 1
 
 
+@pytest.mark.slow
 def test_a_prompt_beyond_what_a_head_was_made_for_is_told(head, capsys):
     rewrite(head / "config.json", max_position_embeddings=40)
     asked = ("--prompt", PROMPT, "--no-stop", "--draft", str(head), "--tokens")

@@ -110,7 +110,10 @@ BREAKS = (("carried", for_itself), ("rejected", without_its_weight), ("rejected"
     ("rule", "tree", "piece", "broken"),
     [
         pytest.param(
-            rule, tree, *breaks, marks=() if breaks is BREAKS[number] else pytest.mark.slow
+            rule,
+            tree,
+            *breaks,
+            marks=() if number == 0 and breaks is BREAKS[0] else pytest.mark.slow,
         )
         for number, (rule, tree) in enumerate([(block, Tree.chain(2)), (traversal, PAIRS)])
         for breaks in BREAKS

@@ -55,13 +55,13 @@ GROWN = Growth(2, 2, 5)
 PAIRINGS = [
     (token_level, CHAIN),
     (without_replacement, RAGGED),
-    (traversal, RAGGED),
     *(
         pytest.param(*pairing, marks=pytest.mark.slow)
         for pairing in (
             (coupled, RAGGED),
             (one_sample, GROWN),
             (block, CHAIN),
+            (traversal, RAGGED),
             (coupled, GROWN),
             (one_sample, PAIRS),
             (with_replacement, PAIRS),

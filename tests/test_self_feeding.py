@@ -196,6 +196,7 @@ def test_what_is_fed_back_is_taught_by_the_passes_after_it(params, frozen):
     assert moved_half(2) > 0
 
 
+@pytest.mark.slow
 def test_noise_is_a_rows_own_and_of_the_width_that_is_asked_for(params, frozen):
     batch = blocks()
     one = jax.tree.map(lambda x: x[:1], batch)

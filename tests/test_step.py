@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_the_tokens_that_count(params):
     np.testing.assert_allclose(value, -picked[batch.weight > 0].mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.5, marks=pytest.mark.slow), 1.0, 2.0])
 def test_distillation_compares_laws_at_the_temperature_of_the_batch(params, teacher, temperature):
     batch = blocks(3, temperature)
     laws = [
