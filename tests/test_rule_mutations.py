@@ -104,18 +104,14 @@ def as_it_was(weight, p, q):
 
 
 BREAKS = (("carried", for_itself), ("rejected", without_its_weight), ("rejected", as_it_was))
+FIRST = block, BREAKS[0]
 
 
 @pytest.mark.parametrize(
     ("rule", "tree", "piece", "broken"),
     [
-        pytest.param(
-            rule,
-            tree,
-            *breaks,
-            marks=() if number == 0 and breaks is BREAKS[0] else pytest.mark.slow,
-        )
-        for number, (rule, tree) in enumerate([(block, Tree.chain(2)), (traversal, PAIRS)])
+        pytest.param(rule, tree, *breaks, marks=() if (rule, breaks) == FIRST else pytest.mark.slow)
+        for rule, tree in ((block, Tree.chain(2)), (traversal, PAIRS))
         for breaks in BREAKS
     ],
 )
