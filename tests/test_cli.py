@@ -195,6 +195,7 @@ def test_a_draft_with_another_vocabulary_is_refused_in_words(models, capsys, tmp
     assert "in the draft and" in line and "padding at the end alone" in line
 
 
+@pytest.mark.slow
 def test_a_draft_whose_vocabulary_is_padded_is_taken(models, capsys, tmp_path):
     model = transformer(tiny_zoo.config(vocabulary=384))
     shared = Tokenizer.from_file(str(models / "target" / "tokenizer.json"))

@@ -119,6 +119,7 @@ def test_a_draft_equal_to_the_target_is_always_right(target, params, drafts, bat
     np.testing.assert_array_equal(written.drafted, (whole + 1) * tree.depth)
 
 
+@pytest.mark.slow
 def test_a_text_counts_what_it_kept(target, params, drafts, batch):
     written = speculative_text(target, params, batch, drafts["k-ary"], tokens=48)
     np.testing.assert_array_equal(written.kept.sum(axis=1), written.length)

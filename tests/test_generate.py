@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("small_zoo")
         (),
         ("--lookup",),
         ("--plain",),
-        ("--mesh", "fsdp=4", "data=2", "--replicate-draft"),
+        pytest.param(("--mesh", "fsdp=4", "data=2", "--replicate-draft"), marks=pytest.mark.slow),
     ],
 )
 def test_generate_writes_the_plain_text_in_every_way(models, capsys, how):
