@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import ALONG_CHAINS, Dtype, Rule, find_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target, usual_tree
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
@@ -106,8 +106,7 @@ class Verify(Verb):
             tree = self.tree or settings.LOOKUP
             method = lookup(f"look-up {tree}", tree, context, rule)
         else:
-            usual = settings.CHAIN if self.rule in ALONG_CHAINS else settings.TREE
-            tree = self.tree or usual
+            tree = self.tree or usual_tree(self.rule)
             method = drafted(f"{self._guesser} {tree}", draft, tree, context, rule)
         rule.admit(method.drafter.tree, method.drafter.draws)
         return method

@@ -26,7 +26,7 @@ from jspec.models.heads import (
     sampling_alone,
 )
 from jspec.models.protocol import LinenModel, Model, Params
-from jspec.models.transformer import observed
+from jspec.models.transformer import check_layers, observed
 from jspec.tree import Tree
 
 FEATURE_HEADS: Mapping[str, Callable[[ModelConfig], Head]] = {
@@ -162,10 +162,7 @@ def head_of(wanted: FeatureHead, target: ModelConfig) -> Head:
         )
     try:
         layers = wanted.layers or usual_layers(target.layers)
-        if not set(layers) <= set(range(target.layers + 1)):
-            raise ValueError(
-                f"the target has {target.layers}, so give numbers of 0..{target.layers}"
-            )
+        check_layers(layers, target.layers)
         return eagle3(config, layers=layers, draft_vocabulary=wanted.tokens or None)
     except ValueError as error:
         raise ValueError(f"head.layers={wanted.layers}: {error}") from error

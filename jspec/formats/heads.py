@@ -24,6 +24,7 @@ from jspec.formats.vocabulary import laid, read_vocabulary, write_vocabulary
 from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, Params
+from jspec.models.transformer import check_layers
 from jspec.sharding import RULES, Rules, check
 
 # By `layouts.HEADS`, the one that a head is written in if nothing is said before others of its
@@ -163,12 +164,7 @@ def check_target(head: Head, target: EmbeddingModel, params: Params) -> None:
                 f"{field}={own}, and the target's is {wanted}: take the target that the head was "
                 "made for, or a head that was made for this one"
             )
-    for layer in head.layers:
-        if not 0 <= layer <= target.config.layers:
-            raise ValueError(
-                f"layers={head.layers}, and the target has {target.config.layers}: take the target "
-                "that the head was made for"
-            )
+    check_layers(head.layers, target.config.layers)
 
 
 def head_layout(source: str | Path) -> str | None:

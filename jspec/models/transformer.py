@@ -53,14 +53,18 @@ def observed(model: LinenModel, layers: Sequence[int]) -> LinenModel:
             f"model={type(model).__name__}: only our own show what their layers read; a module of "
             "your own puts it into its Output.features"
         )
-    last = model.config.layers
-    for layer in layers:
-        if layer not in range(last + 1):
-            raise ValueError(
-                f"layer {layer} of the target reads no features: it has layers 0 to {last - 1}, "
-                f"and {last} stands for what the last of them gives"
-            )
+    check_layers(layers, model.config.layers)
     return dataclasses.replace(model, module=module.clone(features=tuple(layers)))
+
+
+def check_layers(layers: Sequence[int], count: int) -> None:
+    """Raises `ValueError` for layers of which a target of `count` shows nothing."""
+    for layer in layers:
+        if layer not in range(count + 1):
+            raise ValueError(
+                f"layer {layer} of the target reads no features: it has layers 0 to {count - 1}, "
+                f"and {count} stands for what the last of them gives"
+            )
 
 
 class Transformer(nn.Module):
