@@ -5,7 +5,7 @@ from jspec.authorship import to_html
 from jspec.cache import Block, Cache
 from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
-from jspec.decode import Generation, State, autoregress, generate, speculate
+from jspec.decode import autoregress, generate, speculate
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
@@ -23,6 +23,7 @@ from jspec.queue import generate_many
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
 from jspec.sharding import make_mesh
+from jspec.state import Generation, State
 from jspec.stream import stream, stream_plain
 from jspec.text import stream_text
 from jspec.tree import Tree

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from jspec.decode import Generation
+from jspec.state import Generation
 
 # Dark enough on white, light enough on black.
 STYLES = {True: "color:#2e9e4f", False: "color:#d97706;text-decoration:underline"}

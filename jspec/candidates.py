@@ -26,6 +26,9 @@ class Candidates:
         nodes that have children, from which these were drawn.
       depth: `[B, N]`, and mask: `[B, N, N]` bool, which nodes are a node's ancestors or itself;
         None where the shape is a static tree, whose tables say it.
+      levels: how many levels were drafted for any row, below which no node is valid; None where
+        all are.
+      slices: static, the depths at which the target's pass over a static tree may be cut off.
     """
 
     tokens: Array
@@ -34,6 +37,16 @@ class Candidates:
     logits: Array | None = None
     depth: Array | None = None
     mask: Array | None = None
+    levels: Array | None = None
+    slices: tuple[int, ...] = struct.field(pytree_node=False, default=())
+
+    def cut(self, tree: Tree) -> "Candidates":
+        """Those of a static tree's first levels, which are the `tree`."""
+        nodes = {
+            name: getattr(self, name)[:, : tree.size] for name in ("tokens", "parent", "valid")
+        }
+        logits = None if self.logits is None else self.logits[:, : tree.rows]
+        return self.replace(**nodes, logits=logits, levels=None, slices=())
 
 
 @struct.dataclass

@@ -5,76 +5,20 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
-from jspec.cache import Block, Cache, commit
-from jspec.candidates import Rule, Verdict, shape
-from jspec.draft.protocol import Drafter, DrafterState, Text
+from jspec.candidates import Candidates, Rule, Verdict, shape
+from jspec.draft.protocol import Drafter, Text
+from jspec.growth import Growth
 from jspec.models.prefill import prefill_with_features
 from jspec.models.protocol import Model, Output, Params
-from jspec.penalties import Ahead, History, recall, remember
+from jspec.penalties import Ahead, recall
 from jspec.ragged import CHUNK, Prompts
 from jspec.sampling import Sampling, noise, pick, warp
-from jspec.sharding import constrain
+from jspec.slices import over_smallest_slice
+from jspec.state import Generation, State, count_guesses, emit, unfinished, written
+from jspec.tree import Tree
 from jspec.verify import coupled
-
-STOPPED, EXHAUSTED = 1, 2
-
-
-@struct.dataclass
-class State:
-    """The loop's carry.
-
-    Attributes:
-      tokens: `[B, M]` prompts and what was written so far, `length` `[B]` of them valid; the last
-        valid one is the root, which is in no cache yet.
-      history: how often each token was said, the root included.
-      budget: `[B]` the length at which a row ends.
-      guessed: `[B, M]` bool, whether a token was a candidate of the drafter.
-      done: `[B]`, 0 while a row is being written, then why it ended.
-      cache, drafter: committed rows of the target, and whatever the drafter keeps.
-      rounds: `[B]`; kept: `[B, A]` rounds that kept a node at each depth, the root's included.
-      drafted: `[B]` valid candidates, roots not counted.
-    """
-
-    tokens: Array
-    length: Array
-    history: History
-    budget: Array
-    guessed: Array
-    done: Array
-    cache: Cache
-    drafter: DrafterState
-    rounds: Array
-    kept: Array
-    drafted: Array
-
-
-@struct.dataclass
-class Generation:
-    """What was written.
-
-    Attributes:
-      tokens: `[B, T]`, `length` `[B]` of them valid.
-      guessed: `[B, T]` bool, whether the drafter had guessed a token.
-      reason: `[B]`, `STOPPED` by an end of text (the last valid token) or `EXHAUSTED` its budget.
-      rounds: `[B]` forward passes of the target.
-      kept: `[B, A]` rounds that kept a node at each depth; drafted: `[B]` nodes guessed.
-    """
-
-    tokens: Array
-    length: Array
-    guessed: Array
-    reason: Array
-    rounds: Array
-    kept: Array
-    drafted: Array
-
-    @property
-    def tokens_per_round(self) -> float:
-        """Emitted tokens per forward pass of the target, the bonus token included."""
-        return float(self.length.sum() / self.rounds.sum())
 
 
 @functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
@@ -166,6 +110,7 @@ def begin(
         target=target,
         tokens=tokens,
         path_length=tree.path_length,
+        width=tree.width,
         read=drafter.read,
     )
     memory = drafter.start(
@@ -182,7 +127,7 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
-    sizes = {"target": target, "tokens": tokens, "path_length": 1}
+    sizes = {"target": target, "tokens": tokens, "path_length": 1, "width": 1}
     return _commit_prompts(params, prompts, **sizes, read=lambda output: None)[0]
 
 
@@ -197,7 +142,8 @@ def extend(
     token = pick(logits, noise(keys, position, logits.shape[-1], sampling))
     alone = jnp.zeros_like(position)
     verdict = Verdict(path=alone, count=alone[:, 0] + 1, next=token[:, 0])
-    return _emit(state, root, output.block, verdict, sampling.stops)[0]
+    candidates = Candidates(root, alone - 1, alone == 0)
+    return emit(state, candidates, output.block, verdict, sampling.stops)[0]
 
 
 def speculate(
@@ -214,42 +160,22 @@ def speculate(
     """One round: guess a tree, run the target on it once, keep the path that the rule picks."""
     tree = drafter.tree
     dice = rule.roll(keys, state.length, sampling, tree=tree, vocabulary=target.config.vocabulary)
-    text = Text(state.tokens, state.length, state.history)
-    candidates, memory = drafter.propose(draft, state.drafter, text, dice, sampling, rule=rule)
-    depth, mask = shape(candidates, tree)
-    positions = (state.length - 1)[:, None] + depth
-    output = target.forward(params, candidates.tokens, positions, mask, state.cache)
-    ahead = Ahead(candidates.tokens[:, 1:], mask[..., 1:])
-    logits = warp(target.logits(params, output.hidden), sampling, state.history, ahead)
-    verdict = rule.verify(dice, candidates, logits, sampling, tree=tree)
     running = state.done == 0
-    state, count = _emit(state, candidates.tokens, output.block, verdict, sampling.stops)
-    guesses = jnp.where(running, candidates.valid[:, 1:].sum(axis=-1), 0)
-    return state.replace(
-        drafter=drafter.commit(memory, verdict.path, count, output), drafted=state.drafted + guesses
-    )
+    text = Text(state.tokens, state.length, state.history, running)
+    candidates, memory = drafter.propose(draft, state.drafter, text, dice, sampling, rule=rule)
 
+    def check(candidates: Candidates, tree: Tree | Growth) -> tuple[Verdict, Output]:
+        depth, mask = shape(candidates, tree)
+        positions = (state.length - 1)[:, None] + depth
+        output = target.forward(params, candidates.tokens, positions, mask, state.cache)
+        ahead = Ahead(candidates.tokens[:, 1:], mask[..., 1:])
+        logits = warp(target.logits(params, output.hidden), sampling, state.history, ahead)
+        return rule.verify(dice, candidates, logits, sampling, tree=tree), output
 
-def unfinished(state: State) -> Array:
-    """Whether any row is still being written."""
-    return jnp.any(state.done == 0)
-
-
-@functools.partial(jax.jit, static_argnames=("tokens",))
-def written(state: State, prompts: Prompts, tokens: int) -> Generation:
-    """What a state holds behind its prompts, finished or not."""
-    take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, tokens))
-    generation = Generation(
-        tokens=take(state.tokens, prompts.length),
-        length=state.length - prompts.length,
-        guessed=take(state.guessed, prompts.length),
-        reason=state.done,
-        rounds=state.rounds,
-        kept=state.kept,
-        drafted=state.drafted,
-    )
-    # On every device, so that each process of a launch can read all of it.
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), generation)
+    verdict, output = over_smallest_slice(check, candidates, tree)
+    state = count_guesses(state, candidates, tree)
+    state, count = emit(state, candidates, output.block, verdict, sampling.stops)
+    return state.replace(drafter=drafter.commit(memory, verdict.path, count, output))
 
 
 def _commit_prompts(
@@ -259,6 +185,7 @@ def _commit_prompts(
     target: Model,
     tokens: int,
     path_length: int,
+    width: int,
     read: Callable[[Output], Array | None],
 ) -> tuple[State, Array | None]:
     """The state, and what is read of the target's passes."""
@@ -292,44 +219,9 @@ def _commit_prompts(
         cache=cache,
         drafter=(),
         rounds=none,
-        kept=jnp.zeros((batch, path_length), jnp.int32),
+        kept=jnp.zeros((batch, path_length, width), jnp.int32),
         drafted=none,
+        levels=none,
+        waited=none,
     )
     return state, seen
-
-
-def _emit(
-    state: State, nodes: Array, block: Block, verdict: Verdict, stops: Array
-) -> tuple[State, Array]:
-    """Writes a verdict's tokens up to an end of text or the budget, and commits their rows.
-
-    Returns the new state and `[B]` how many tokens each row wrote; a row that is done writes none.
-    The token written last is the new root, so as many rows are committed as tokens are written.
-
-    Args:
-      nodes: `[B, N]` the candidates' tokens.
-      stops: `[B, E]` tokens that end a text.
-    """
-    running = state.done == 0
-    order = jnp.arange(verdict.path.shape[1])[None]
-    below = jnp.roll(jnp.take_along_axis(nodes, verdict.path, axis=1), -1, axis=1)
-    guessed = order < verdict.count[:, None] - 1
-    written = jnp.where(guessed, below, verdict.next[:, None])
-    count = jnp.where(running, jnp.minimum(verdict.count, state.budget - state.length), 0)
-    ends = (written[..., None] == stops[:, None]).any(axis=-1) & (order < count[:, None])
-    stopped = ends.any(axis=-1)
-    count = jnp.where(stopped, jnp.argmax(ends, axis=-1) + 1, count)
-    length = state.length + count
-    done = jnp.where(stopped, STOPPED, jnp.where(length >= state.budget, EXHAUSTED, 0))
-    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
-    state = state.replace(
-        tokens=put(state.tokens, written, state.length, 0),
-        guessed=put(state.guessed, guessed, state.length, 0),
-        length=length,
-        history=remember(state.history, written, count),
-        done=jnp.where(running, done, state.done),
-        cache=commit(state.cache, block, verdict.path, count),
-        rounds=state.rounds + running,
-        kept=state.kept + (order < count[:, None]),
-    )
-    return state, count

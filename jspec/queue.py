@@ -11,12 +11,12 @@ from jax import Array
 
 from jspec import decode
 from jspec.candidates import Rule
-from jspec.decode import Generation, State
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts
 from jspec.sampling import Sampling
 from jspec.sharding import constrain
+from jspec.state import Generation, State, unfinished, written
 from jspec.verify import coupled
 
 VACANT = 3
@@ -99,7 +99,7 @@ def until_one_is_done(
     """Rounds of the whole batch, until a row that is not vacant ends; which rows are done `[B]`."""
 
     def full(state: State) -> Array:
-        return jnp.all((state.done == 0) | (state.done == VACANT)) & decode.unfinished(state)
+        return jnp.all((state.done == 0) | (state.done == VACANT)) & unfinished(state)
 
     def advance(state: State) -> State:
         return decode.speculate(
@@ -120,7 +120,7 @@ def _rows(tree: Any, rows: np.ndarray) -> Any:
 def _text(state: State, prompts: Prompts, row: Array, *, tokens: int) -> Generation:
     """What one row of the batch has written after its prompt."""
     alone = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), state)
-    return decode.written(alone, prompts, tokens=tokens)
+    return written(alone, prompts, tokens=tokens)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))

@@ -8,11 +8,11 @@ from jax import Array
 
 from jspec import decode
 from jspec.candidates import Rule
-from jspec.decode import Generation, State
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts
 from jspec.sampling import Sampling
+from jspec.state import Generation, State, unfinished, written
 from jspec.verify import coupled
 
 
@@ -35,7 +35,7 @@ def stream(
     return _pieces(
         lambda: decode.begin(params, draft, prompts, **models, tokens=tokens),
         lambda state: _advance(params, draft, state, keys, sampling, **models, rounds=rounds),
-        lambda state: decode.written(state, prompts, tokens=tokens),
+        lambda state: written(state, prompts, tokens=tokens),
     )
 
 
@@ -54,7 +54,7 @@ def stream_plain(
     return _pieces(
         lambda: decode.begin_plain(params, prompts, target=target, tokens=tokens),
         lambda state: _extend(params, state, keys, sampling, target=target, rounds=rounds),
-        lambda state: decode.written(state, prompts, tokens=tokens),
+        lambda state: written(state, prompts, tokens=tokens),
     )
 
 
@@ -71,7 +71,7 @@ def _pieces(
 ) -> Iterator[Generation]:
     """Computes nothing before it is asked for its first piece."""
     state = begin()
-    while bool(decode.unfinished(state)):
+    while bool(unfinished(state)):
         state = advance(state)
         yield written(state)
 

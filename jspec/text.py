@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jspec.decode import STOPPED, Generation
+from jspec.state import STOPPED, Generation
 
 PARTIAL = "\ufffd"  # what decoding puts where only some bytes of a character are there
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # how tokenizers that fall back to bytes name them

@@ -154,12 +154,23 @@ class Tree:
     @cached_property
     def offspring(self) -> np.ndarray:
         """`[N, W]` every node's children in the order of their ranks, filled up with -1."""
-        table = np.full((self.size, int(self.ranks.max()) + 1), NO_NODE, np.int32)
+        table = np.full((self.size, self.width), NO_NODE, np.int32)
         table[list(self.parents[1:]), self.ranks[1:]] = np.arange(1, self.size)
         return table
 
     def children(self, depth: int) -> int:
-        """W, the most children that a node of one level has; 0 at the last level."""
+        """The most children that a node of one level has; 0 at the last level."""
         if depth == self.depth:
             return 0
         return int(self.ranks[self.level(depth + 1)].max()) + 1
+
+    @property
+    def width(self) -> int:
+        """W, the most children of a node."""
+        return int(self.ranks.max()) + 1
+
+    def cut(self, depth: int) -> "Tree":
+        """The first levels, down to `depth`: a prefix of all tables."""
+        if not 0 <= depth <= self.depth:
+            raise ValueError(f"depth={depth}: the tree is {self.depth} deep, cut it at 0 to that")
+        return Tree(self.parents[: self.level_ends[depth]])

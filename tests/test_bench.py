@@ -19,10 +19,10 @@ from jspec.bench.summary import best, summarise
 from jspec.bench.table import table
 from jspec.bench.timing import Run, Sample, interleave
 from jspec.cli.main import main
-from jspec.decode import Generation
 from jspec.growth import Growth
 from jspec.models.transformer import transformer
 from jspec.shapes import read_tree
+from jspec.state import Generation
 from jspec.tree import Tree
 
 ROWS = [[5, 6, 7, 8], [9, 10, 11, 12]]
@@ -125,8 +125,9 @@ def test_a_tree_fits_the_context_exactly():
 def test_acceptance_counts_rounds_that_kept_each_depth():
     generation = Generation(
         tokens=jnp.zeros((1, 7)), length=jnp.array([7]), guessed=jnp.zeros((1, 7), bool),
-        reason=jnp.array([2]), rounds=jnp.array([4]), kept=jnp.array([[4, 2, 1]]),
-        drafted=jnp.array([8]),
+        reason=jnp.array([2]), rounds=jnp.array([4]),
+        kept=jnp.array([[[4], [2], [1]]]), drafted=jnp.array([8]), levels=jnp.array([8]),
+        waited=jnp.array([0]),
     )  # fmt: skip
     found = acceptance(generation)
     assert found["tokens_per_round"] == 7 / 4

@@ -42,7 +42,7 @@ def propose(drafter: LookupDrafter, texts: list[list[int]], garbage: int = 0):
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
     length = np.array([len(text) for text in texts], np.int32)
-    text = Text(tokens, length, recall(tokens, length, length, vocabulary=16))
+    text = Text(tokens, length, recall(tokens, length, length, vocabulary=16), length > 0)
     return jax.jit(drafter.propose, static_argnames="rule")((), (), text, None, None, rule=coupled)[
         0
     ]
@@ -114,7 +114,7 @@ def test_a_draft_equal_to_the_target_is_always_right(target, params, drafts, bat
     whole, rest = divmod(TOKENS, tree.path_length)
     np.testing.assert_array_equal(written.rounds, whole + 1)
     expected = [whole + 1] * rest + [whole] * (tree.path_length - rest)
-    for row in written.kept:
+    for row in written.kept_by_depth:
         assert row.tolist() == expected
     np.testing.assert_array_equal(written.drafted, (whole + 1) * tree.depth)
 
@@ -122,9 +122,9 @@ def test_a_draft_equal_to_the_target_is_always_right(target, params, drafts, bat
 @pytest.mark.slow
 def test_a_text_counts_what_it_kept(target, params, drafts, batch):
     written = speculative_text(target, params, batch, drafts["k-ary"], tokens=48)
-    np.testing.assert_array_equal(written.kept.sum(axis=1), written.length)
-    np.testing.assert_array_equal(written.kept[:, 0], written.rounds)
-    assert np.all(np.diff(written.kept, axis=1) <= 0)
+    np.testing.assert_array_equal(written.kept_by_depth.sum(axis=1), written.length)
+    np.testing.assert_array_equal(written.kept_by_depth[:, 0], written.rounds)
+    assert np.all(np.diff(written.kept_by_depth, axis=1) <= 0)
     assert np.all(written.drafted <= written.rounds * (drafts["k-ary"].drafter.tree.size - 1))
     # All that was kept below a root was guessed, but for the target's own token each round.
     own = np.asarray(written.length - written.guessed.sum(axis=1))
@@ -152,7 +152,7 @@ def test_children_are_the_drafts_best_tokens_under_the_noise_of_their_position(
     def first_round(params, tokens, length, dice, how):
         memory = drafter.start(params, tokens, length, None, capacity=72, chunk=64)
         padded = jnp.pad(tokens, ((0, 0), (0, 8)))
-        text = Text(padded, length, recall(padded, length, length, vocabulary=61))
+        text = Text(padded, length, recall(padded, length, length, vocabulary=61), length > 0)
         return drafter.propose(params, memory, text, dice, how, rule=coupled)[0]
 
     guesses = first_round(params, few.prompts.tokens, length, dice, how)

@@ -69,11 +69,12 @@ def growing(tree: Growth, rule):
         block = jax.lax.dynamic_update_slice_in_dim(block, tokens, level.start, 1)
         # What the mask shows is the path.
         above = says[block[:, : level.mask.shape[-1]]][:, None]
-        return jnp.where(level.mask[..., None], above, 0).sum(axis=2), (says, block)
+        logits = jnp.where(level.mask[..., None], above, 0).sum(axis=2)
+        return logits, logits, (says, block)
 
     @jax.jit
     def grow(says, tokens, length, keys, how):
-        text = Text(tokens, length, recall(tokens, length, length, vocabulary=V))
+        text = Text(tokens, length, recall(tokens, length, length, vocabulary=V), length > 0)
         dice = coupled.roll(keys, length, how, tree=tree, vocabulary=V)
         dice = dice if rule is coupled else jnp.zeros_like(dice)
         carry = says, jnp.full((len(length), tree.rows), -1)
@@ -241,7 +242,7 @@ def test_after_rounds_a_small_model_guesses_as_if_it_began_with_the_whole_text(
     advance = jax.jit(lambda state: speculate(params, weights, state, few.keys, how, **names))
 
     def guess(memory, tokens, length, dice):
-        text = Text(tokens, length, recall(tokens, length, length, vocabulary=61))
+        text = Text(tokens, length, recall(tokens, length, length, vocabulary=61), length > 0)
         return drafter.propose(weights, memory, text, dice, how, rule=coupled)[0]
 
     guess = jax.jit(guess)

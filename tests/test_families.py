@@ -145,7 +145,7 @@ def assert_plain(
     assert ties <= 1
     assert np.all(written.length == TOKENS)
     assert 1.3 < written.tokens_per_round < 3.9
-    assert np.asarray(written.kept)[:, -1].any()
+    assert np.asarray(written.kept_by_depth)[:, -1].any()
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1)])

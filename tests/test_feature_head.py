@@ -74,7 +74,7 @@ def guess(draft, memory, written):
     """`[B, N]` tokens that are guessed next and their parents; the draft's logits are not asked
     for."""
     (drafter, weights), (state, how, dice) = draft, written
-    text = Text(state.tokens, state.length, state.history)
+    text = Text(state.tokens, state.length, state.history, state.done == 0)
     propose = jax.jit(
         lambda memory: drafter.propose(weights, memory, text, dice, how, rule=coupled)
     )
@@ -158,7 +158,7 @@ def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params,
     state = begin(params, weights, batch.prompts, **names, tokens=TOKENS)
     sizes = {"tree": tree, "vocabulary": target.config.vocabulary}
     dice = rule.roll(batch.keys, state.length, batch.sampling, **sizes)
-    text = Text(state.tokens, state.length, state.history)
+    text = Text(state.tokens, state.length, state.history, state.done == 0)
 
     @jax.jit
     def propose(dice):

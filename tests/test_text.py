@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from jspec import Generation
-from jspec.decode import EXHAUSTED, STOPPED
+from jspec.state import EXHAUSTED, STOPPED
 from jspec.text import Reader, ready, stream_text
 
 

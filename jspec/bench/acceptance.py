@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jspec.decode import Generation
+from jspec.state import Generation
 
 DEFINITION = (
     "accepted_by_depth[d - 1] is the share of all rounds that kept a guess at depth d; "
@@ -14,7 +14,7 @@ DEFINITION = (
 
 def acceptance(generation: Generation) -> dict[str, Any]:
     """Rounds, tokens a round with and without the bonus token, and acceptance by depth."""
-    kept = np.asarray(generation.kept).sum(axis=0)
+    kept = np.asarray(generation.kept_by_depth).sum(axis=0)
     rounds = int(np.asarray(generation.rounds).sum())
     tokens = int(np.asarray(generation.length).sum())
     depth = len(kept) - 1

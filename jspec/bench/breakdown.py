@@ -1,12 +1,12 @@
 """What a round costs beside the forward passes of its models.
 
-Compiled loops are timed in turns: one of whole rounds of speculation, the other of nothing but
-the forward passes that such a round makes, of the same shapes: the draft's, level by level over the
-growing block, its late token's in as many rounds as the first loop had one or a head's over the
-tokens that wait, and the target's over the tree, each with its logits. What the first takes longer
-is drafting's top-k, noise, verification, commit and bookkeeping. Each pass of the second loop takes
-its tokens from the logits before it, and a barrier keeps every result whole, so that the compiler
-can neither drop nor merge the passes.
+Compiled loops are timed in turns: of whole rounds of speculation and of the draft's guesses alone
+(`rounds.py`), and one of nothing but the forward passes that a round makes, of the same shapes: the
+draft's, level by level over the growing block, its late token's in as many rounds as the first loop
+had one or a head's over the tokens that wait, and the target's over the tree, each with its logits.
+What whole rounds take longer than these is drafting's top-k, noise, verification, commit and
+bookkeeping. Each pass takes its tokens from the logits before it, and a barrier keeps every result
+whole, so that the compiler can neither drop nor merge the passes.
 """
 
 import functools
@@ -21,13 +21,13 @@ from jax import Array
 from jspec.bench.rounds import ROUNDS, loops, seconds
 from jspec.bench.suite import Method, Workload
 from jspec.cache import Block, Cache, empty_block
-from jspec.decode import State
 from jspec.draft.feature_head import FeatureDrafter, FeatureState
 from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.growth import Growth
 from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
+from jspec.state import State
 from jspec.tree import Tree
 
 

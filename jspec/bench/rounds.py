@@ -11,9 +11,10 @@ from jax import Array
 
 from jspec.bench.suite import Method, Workload
 from jspec.candidates import Rule
-from jspec.decode import State, begin, speculate
+from jspec.decode import begin, speculate
 from jspec.draft.protocol import Text
 from jspec.models.protocol import Model, Params
+from jspec.state import State
 
 ROUNDS = 32
 
@@ -109,7 +110,7 @@ def guesses(
     def advance(number: int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         root, memory = carry
         tokens = state.tokens.at[row, state.length - 1].set(root)
-        text = Text(tokens, state.length, state.history)
+        text = Text(tokens, state.length, state.history, state.done == 0)
         if hasattr(memory, "late"):
             memory = memory.replace(late=jnp.broadcast_to(late[number], root.shape))
         found = drafter.propose(draft, memory, text, dice, law, rule=rule)

@@ -12,13 +12,14 @@ import numpy as np
 from jspec.bench.drafts import Draft
 from jspec.bench.timing import Run
 from jspec.candidates import Rule
-from jspec.decode import Generation, autoregress, generate
+from jspec.decode import autoregress, generate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts, prompts
 from jspec.sampling import Sampling, sampling
 from jspec.shapes import read_tree
+from jspec.state import Generation
 from jspec.verify import by_confidence, coupled, one_sample
 
 PLAIN = "plain"
@@ -139,7 +140,7 @@ class Program:
         started = time.perf_counter()
         generation = jax.block_until_ready(self._compiled(*arguments))
         seconds = time.perf_counter() - started
-        rounds, kept = int(generation.rounds.sum()), np.asarray(generation.kept)
+        rounds, kept = int(generation.rounds.sum()), np.asarray(generation.kept_by_depth)
         return Run(
             seconds,
             np.asarray(generation.tokens),

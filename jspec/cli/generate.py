@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import ALONG_CHAINS, Dtype, Rule, find_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target, usual_tree
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -17,11 +17,11 @@ from jspec.cli.writing import Writing, read_prompt
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jspec.decode import Generation
     from jspec.draft.protocol import Drafter
     from jspec.formats.huggingface import Checkpoint
     from jspec.models.protocol import LinenModel, Params
     from jspec.sampling import Sampling
+    from jspec.state import Generation
 
 
 @dataclass(kw_only=True)
@@ -209,8 +209,7 @@ class Generate(Verb):
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
-        usual = settings.CHAIN if self.rule in ALONG_CHAINS else settings.TREE
-        usual = settings.LOOKUP if self.lookup else usual
+        usual = settings.LOOKUP if self.lookup else usual_tree(self.rule)
         context = target.model.config.context
         tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jspec.decode import Generation
+    from jspec.state import Generation
     from jspec.text import Reader
 
 
@@ -32,7 +32,7 @@ class Writing:
     @property
     def ended_by(self) -> str:
         """Why the text is no longer."""
-        from jspec.decode import EXHAUSTED, STOPPED
+        from jspec.state import EXHAUSTED, STOPPED
 
         reasons = {EXHAUSTED: "number of tokens", STOPPED: "end of text"}
         reason = 0 if self.last is None else int(self.last.reason[0])

@@ -67,7 +67,7 @@ def decoding(
                 target=target, drafter=drafter, tokens=tokens,
             )  # fmt: skip
             numbers[f"{TOKENS_PER_ROUND}@{name}"] = text.tokens_per_round
-            kept = np.asarray(text.kept).sum(axis=0) / np.asarray(text.rounds).sum()
+            kept = np.asarray(text.kept_by_depth).sum(axis=0) / np.asarray(text.rounds).sum()
             for depth, share in enumerate(kept[1:], start=1):
                 numbers[f"kept_{depth}@{name}"] = float(share)
         return numbers

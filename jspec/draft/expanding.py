@@ -1,20 +1,17 @@
 """A tree of guesses that grows where a rule scores them best (EAGLE-2, sections 4.1 and 4.2)."""
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jspec.candidates import Candidates, Dice, Rule
-from jspec.draft.growing import NO_ROW, Level
+from jspec.draft.growing import NO_ROW, Carry, Level, Run, root_of
 from jspec.draft.protocol import Text
 from jspec.growth import Growth
 from jspec.penalties import Ahead
 from jspec.sampling import Sampling, warp
-
-Carry = TypeVar("Carry")
 
 
 class _Made(NamedTuple):
@@ -53,20 +50,20 @@ def expand(
     *,
     tree: Growth,
     rule: Rule,
-    run: Callable[[Level, Array, Carry], tuple[Array, Carry]],
+    run: Run,
 ) -> tuple[Candidates, Array, Carry]:
     """Guesses below the root as `growing.grow` does it, with a tree of its own for every sequence.
 
     The nodes stand in the order in which they were made: breadth-first, parents before children.
     """
     batch = len(text.length)
-    root = text.tokens[jnp.arange(batch), text.length - 1][:, None]
+    root = root_of(text)
     alone = Level(0, 0, jnp.full((batch, 1), NO_ROW), jnp.ones((batch, 1, 1), bool))
     front = _Front(root, jnp.zeros((batch, 1)), alone)
     run_so_far, levels, made = root[:, :0], [], []
     for depth in range(tree.depth):
         level = front.level
-        logits, carry = run(level, front.token, carry)
+        _, logits, carry = run(level, front.token, carry)
         run_so_far = jnp.concatenate([run_so_far, front.token], axis=1)
         ahead = Ahead(run_so_far[:, 1:], level.mask[..., 1:])
         logits = warp(logits, sampling, text.history, ahead)

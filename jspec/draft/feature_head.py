@@ -11,7 +11,7 @@ from jax import Array
 from jspec.cache import Block, Cache, commit, empty_block, empty_cache
 from jspec.candidates import Candidates, Dice, Rule
 from jspec.draft.expanding import expand
-from jspec.draft.growing import Level, grow
+from jspec.draft.growing import Grow, Level, grow
 from jspec.draft.protocol import Text
 from jspec.growth import Growth
 from jspec.models.heads import Guess, Head, HeadParams
@@ -108,6 +108,7 @@ class FeatureDrafter:
         sampling: Sampling,
         *,
         rule: Rule,
+        guess: Grow | None = None,
     ) -> tuple[Candidates, FeatureState]:
         batch, inner = len(text.length), self.tree.rows
         root = self._catch_up(params, state, text)
@@ -119,11 +120,12 @@ class FeatureDrafter:
         def last(x: Array) -> Array:
             return x[jnp.arange(batch), jnp.maximum(state.waiting - 1, 0)][:, None]
 
-        def run(level: Level, tokens: Array, carry: _Carry) -> tuple[Array, _Carry]:
+        def run(level: Level, tokens: Array, carry: _Carry) -> tuple[Array, Array, _Carry]:
             if not level.depth:
-                return self.head.logits(params, last(root.hidden), target=self.target), carry
+                hidden = last(root.hidden)
+                return hidden, self.head.logits(params, hidden, target=self.target), carry
             parent = jnp.broadcast_to(jnp.asarray(level.parent), tokens.shape)
-            guess = self._run(
+            ran = self._run(
                 params,
                 tokens,
                 jnp.take_along_axis(carry.features, parent[..., None], axis=1),
@@ -134,17 +136,17 @@ class FeatureDrafter:
                 start=level.start - 1,
             )
             features = jax.lax.dynamic_update_slice_in_dim(
-                carry.features, guess.features, level.start, axis=1
+                carry.features, ran.features, level.start, axis=1
             )
-            logits = self.head.logits(params, guess.hidden, target=self.target)
-            return logits, _Carry(guess.block, features)
+            logits = self.head.logits(params, ran.hidden, target=self.target)
+            return ran.hidden, logits, _Carry(ran.block, features)
 
         features = last(root.features)
         carry = _Carry(
             empty_block(self.head.config, batch, max(inner - 1, 1), root.block.k[0].dtype),
             jnp.pad(features, ((0, 0), (0, inner - 1), (0, 0))),
         )
-        guess = grow if isinstance(self.tree, Tree) else expand
+        guess = guess or (grow if isinstance(self.tree, Tree) else expand)
         candidates, *_ = guess(carry, text, dice, sampling, tree=self.tree, rule=rule, run=run)
         return candidates, state
 

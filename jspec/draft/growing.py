@@ -1,6 +1,6 @@
 """A static tree of guesses, grown level by level with the dice of a rule."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -33,6 +33,30 @@ class Level(NamedTuple):
     mask: np.ndarray | Array
 
 
+class Drawn(NamedTuple):
+    """What a level of T nodes was given.
+
+    Attributes:
+      hidden: `[B, T, D]` the draft's; logits: `[B, T, V]` its warped logits.
+      children: `[B, T, W]` what was drawn from them.
+      tokens, there: `[B, n]` the nodes of the level below, and which of them there are.
+    """
+
+    hidden: Array
+    logits: Array
+    children: Array
+    tokens: Array
+    there: Array
+
+
+Run = Callable[[Level, Array, Carry], tuple[Array, Array, Carry]]
+"""A draft. Given a level, the tokens `[B, T]` of its nodes and the carry, returns its hidden states
+`[B, T, D]`, their logits `[B, T, V]` over the target's vocabulary, and the new carry."""
+
+Grow = Callable[..., tuple[Candidates, Array, Carry]]
+"""`grow`, or another way with its signature to guess below a root."""
+
+
 def grow(
     carry: Carry,
     text: Text,
@@ -41,38 +65,66 @@ def grow(
     *,
     tree: Tree,
     rule: Rule,
-    run: Callable[[Level, Array, Carry], tuple[Array, Carry]],
+    run: Run,
 ) -> tuple[Candidates, Array, Carry]:
     """Guesses below the root, the last token of the text; children are what the rule draws.
-
-    Args:
-      run: the draft. Given a level, the tokens `[B, T]` of its nodes and the carry, returns their
-        logits `[B, T, V]` over the target's vocabulary and the new carry.
 
     Returns:
       The candidates, `[B, N]` the row that each node is in the draft's block, -1 for those that it
       did not run, and the carry.
     """
-    batch = len(text.length)
-    guesses = text.tokens[jnp.arange(batch), text.length - 1][:, None]
-    valid, weighed = jnp.ones((batch, 1), bool), []
+    guesses, levels = root_of(text), []
     for new, level in inner_levels(tree):
-        logits, carry = run(level, guesses[:, new], carry)
-        ahead = Ahead(guesses[:, 1:], jnp.asarray(tree.mask[new, 1 : guesses.shape[1]]))
-        logits = warp(logits, sampling, text.history, ahead)
-        tokens, there = rule.draw(dice, logits, tree=tree, depth=level.depth, nodes=new)
-        below = tree.level(level.depth + 1)
-        place = np.searchsorted(new, tree.parents[below]), tree.ranks[below]
-        guesses = jnp.concatenate([guesses, tokens[:, *place]], axis=1)
-        valid = jnp.concatenate([valid, there[:, *place]], axis=1)
-        weighed.append(logits)
-    candidates = Candidates(
+        drawn, carry = draw_level(
+            new, level, guesses, carry, text, dice, sampling, tree=tree, rule=rule, run=run
+        )
+        guesses = jnp.concatenate([guesses, drawn.tokens], axis=1)
+        levels.append(drawn)
+    rows = jnp.broadcast_to(jnp.asarray(rows_of(tree)), guesses.shape)
+    return gathered(guesses, levels, tree=tree, rule=rule), rows, carry
+
+
+def root_of(text: Text) -> Array:
+    """`[B, 1]` the last tokens."""
+    return text.tokens[jnp.arange(len(text.length)), text.length - 1][:, None]
+
+
+def draw_level(
+    new: np.ndarray,
+    level: Level,
+    guesses: Array,
+    carry: Carry,
+    text: Text,
+    dice: Dice,
+    sampling: Sampling,
+    *,
+    tree: Tree,
+    rule: Rule,
+    run: Run,
+) -> tuple[Drawn, Carry]:
+    """Runs the draft on the nodes `new` `[T]` of a level, and draws their children.
+
+    Args:
+      guesses: `[B, n]` the tokens of all nodes so far.
+    """
+    hidden, logits, carry = run(level, guesses[:, new], carry)
+    ahead = Ahead(guesses[:, 1:], jnp.asarray(tree.mask[new, 1 : guesses.shape[1]]))
+    logits = warp(logits, sampling, text.history, ahead)
+    children, there = rule.draw(dice, logits, tree=tree, depth=level.depth, nodes=new)
+    below = tree.level(level.depth + 1)
+    place = np.searchsorted(new, tree.parents[below]), tree.ranks[below]
+    return Drawn(hidden, logits, children, children[:, *place], there[:, *place]), carry
+
+
+def gathered(guesses: Array, levels: Sequence[Drawn], *, tree: Tree, rule: Rule) -> Candidates:
+    """The tree whose nodes are `guesses` `[B, N]`, as they were drawn level by level."""
+    root = jnp.ones((len(guesses), 1), bool)
+    return Candidates(
         tokens=guesses,
         parent=jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape),
-        valid=valid,
-        logits=jnp.concatenate(weighed, axis=1) if rule.WEIGHS else None,
+        valid=jnp.concatenate([root, *(drawn.there for drawn in levels)], axis=1),
+        logits=jnp.concatenate([x.logits for x in levels], axis=1) if rule.WEIGHS else None,
     )
-    return candidates, jnp.broadcast_to(jnp.asarray(rows_of(tree)), guesses.shape), carry
 
 
 def rows_of(tree: Tree) -> np.ndarray:

@@ -18,11 +18,12 @@ DrafterState = Any
 @struct.dataclass
 class Text:
     """What is written so far: of `tokens` `[B, M]` the first `length` `[B]`, the last of which is
-    the root; `history` counts them."""
+    the root; `history` counts them. Rows that are not `running` `[B]` are written no more."""
 
     tokens: Array
     length: Array
     history: History
+    running: Array
 
 
 class Drafter(Protocol):

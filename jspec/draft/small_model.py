@@ -11,7 +11,7 @@ from jax import Array
 from jspec.cache import Block, Cache, commit, empty_block
 from jspec.candidates import Candidates, Dice, Rule
 from jspec.draft.expanding import expand
-from jspec.draft.growing import NO_ROW, Level, grow
+from jspec.draft.growing import NO_ROW, Grow, Level, grow
 from jspec.draft.protocol import Text
 from jspec.growth import Growth
 from jspec.models.prefill import prefill
@@ -81,8 +81,9 @@ class SmallModelDrafter:
         sampling: Sampling,
         *,
         rule: Rule,
+        guess: Grow | None = None,
     ) -> tuple[Candidates, SmallModelState]:
-        def run(level: Level, tokens: Array, block: Block) -> tuple[Array, Block]:
+        def run(level: Level, tokens: Array, block: Block) -> tuple[Array, Array, Block]:
             output = self.model.forward(
                 params,
                 tokens,
@@ -93,10 +94,10 @@ class SmallModelDrafter:
                 start=1 + level.start,
             )
             logits = self.model.logits(params, output.hidden)
-            return _widen(logits, text.history), output.block
+            return output.hidden, _widen(logits, text.history), output.block
 
         block = self._catch_up(params, state, _before_root(text), text.length - 2)
-        guess = grow if isinstance(self.tree, Tree) else expand
+        guess = guess or (grow if isinstance(self.tree, Tree) else expand)
         candidates, rows, block = guess(
             block, text, dice, sampling, tree=self.tree, rule=rule, run=run
         )

@@ -42,7 +42,7 @@ def verify(
         chances, left = jax.vmap(rejected)(weights[:-1], p[:-1], q)
         end = jnp.cumprod(candidates.valid[1:]).sum()
         chances = jnp.where(chain < end, jnp.append(chances, 0.0), weights)
-        last = jnp.where((dice.test < chances) & (chain <= end), chain, 0).max()
+        last = jnp.where((dice.test[: tree.size] < chances) & (chain <= end), chain, 0).max()
         rest = jnp.where(last < end, left[jnp.minimum(last, tree.depth - 1)], p[last])
         return Verdict(jnp.minimum(chain, last), 1 + last, pick(rest, dice.emit))
 

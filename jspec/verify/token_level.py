@@ -34,7 +34,7 @@ def verify(
         laws = jax.vmap(law, (0, None))
         p, q = laws(logits, temperature), jax.nn.softmax(candidates.logits)
         drawn = chain[:-1], candidates.tokens[1:]
-        kept = dice.test[1:] * q[drawn] < p[drawn]
+        kept = dice.test[1 : tree.size] * q[drawn] < p[drawn]
         count = 1 + jnp.cumprod(kept & candidates.valid[1:]).sum()
         last = count - 1
         rejected = (count < tree.size) & candidates.valid[jnp.minimum(count, tree.depth)]

@@ -56,7 +56,7 @@ def verify(
             below = children[real]
             weights = weights.at[nodes].set(ended).at[below].set(begun[real])
             there, p = there.at[below].set(alive[real]), p.at[nodes].set(left)
-        passed = (dice.test < weights) & there
+        passed = (dice.test[: tree.size] < weights) & there
         last = jnp.asarray(order)[jnp.argmax(passed[order])]
         path, count = jnp.asarray(paths)[last], 1 + jnp.asarray(tree.depths)[last]
         return Verdict(path, count, pick(p[last], dice.emit))

@@ -1,0 +1,1 @@
+"""What decides whether another level is drafted, one file each."""

@@ -1,0 +1,325 @@
+"""Drafting that stops early: the same text, the same law, and no more than was drafted is run."""
+
+import functools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from laws import (
+    SMALLEST_P,
+    counts_of,
+    enumerable,
+    joint_law,
+    p_value,
+    speculative_draws,
+    unrelated_params,
+)
+from texts import (
+    TOKENS,
+    Candidate,
+    compiled_afresh,
+    disagreements,
+    few_tokens,
+    headed,
+    rows_of,
+    speculative_text,
+)
+
+from jspec import Growth, LookupDrafter, SmallModelDrafter, Tree, decode, sampling
+from jspec.draft import early
+from jspec.draft.early import EarlyDrafter, EarlyParams
+from jspec.draft.stopping.confidence import Confidence
+from jspec.draft.stopping.entropy import Entropy
+from jspec.draft.stopping.forgetful import Forgetful
+from jspec.draft.stopping.margin import Margin
+from jspec.draft.stopping.network import HiddenNetwork, LawNetwork, hidden_sizes
+from jspec.draft.stopping.running import Running
+from jspec.slices import check_slices, usual_slices
+from jspec.verify import block, coupled, token_level, traversal, without_replacement
+
+LONG = Tree.chain(6)
+HOT = {"temperature": 1.0}
+
+
+@dataclass(frozen=True)
+class Coin(Forgetful):
+    """Goes on after every second token, whatever it is worth."""
+
+    threshold: float = 0.5
+
+    def judge(self, params, memory, worth, seen):
+        return (seen.children[:, 0, 0] % 2).astype(jnp.float32)
+
+
+def network(of, *sizes):
+    stop = of(*sizes, threshold=0.66)
+    return stop, stop.init(jax.random.key(3))
+
+
+STOPS = {
+    "confidence": (Confidence(0.4), ()),
+    "entropy": (Entropy(0.2), ()),
+    "margin": (Margin(0.4), ()),
+    "running": (Running(0.3), ()),
+    "hidden network": network(HiddenNetwork, hidden_sizes(32)),
+    "law network": network(LawNetwork),
+    "coin": (Coin(), ()),
+}
+
+
+def early_draft(draft: Candidate, stop, weights=(), tree: Tree | None = None, **how) -> Candidate:
+    drafter = replace(draft.drafter, tree=tree) if tree else draft.drafter
+    return Candidate(EarlyDrafter(drafter, stop, **how), EarlyParams(draft.params, weights))
+
+
+@pytest.fixture(scope="module")
+def cousin(drafts) -> Candidate:
+    return drafts["k-ary"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in ("margin", "running") else pytest.mark.slow)
+        for kind in STOPS
+    ],
+)
+def test_text_is_plain_decodings_wherever_drafting_stops(
+    kind, target, params, cousin, batch, plain
+):
+    draft = early_draft(cousin, *STOPS[kind], tree=LONG)
+    written = speculative_text(target, params, batch, draft)
+    ties, parted = disagreements(target, params, batch, plain, written)
+    assert not parted and ties <= 1
+    depth = np.asarray(written.levels) / np.asarray(written.rounds)
+    print(kind, written.tokens_per_round, depth.min(), depth.max())
+    # It says something only where some rounds stop and others go on.
+    assert np.any(depth > 1) and np.any(depth < LONG.depth)
+    assert np.any(np.asarray(written.waited) > 0)
+
+
+@pytest.mark.slow
+def test_heads_and_trees_stop_early_too(target, params, cousin, batch, plain):
+    head = headed(few_tokens(target), target, params, Tree.branching((2, 1, 1, 1)))
+    for draft in (
+        early_draft(head, Confidence(0.2)),
+        early_draft(cousin, Coin(), tree=Tree.branching((2, 2, 1, 1)), slices=(1, 3, 4)),
+    ):
+        written = speculative_text(target, params, batch, draft)
+        ties, parted = disagreements(target, params, batch, plain, written)
+        assert not parted and ties <= 1
+        assert 1 < written.levels.sum() / written.rounds.sum() < 4
+
+
+def test_what_a_draft_that_is_always_right_drafted_is_all_kept(target, params, drafts, batch):
+    """The draft's own rows are those of the text, wherever the last round stopped."""
+    draft = early_draft(drafts["chain"], Coin(), tree=LONG)
+    written = speculative_text(target, params, batch, draft)
+    kept = np.asarray(written.kept_by_depth)[:, 1:].sum(axis=1)
+    # The budget may end inside the last path.
+    missed = np.asarray(written.levels) - kept
+    assert np.all((missed >= 0) & (missed <= LONG.depth))
+    assert np.all(np.asarray(written.rounds) + kept == TOKENS)
+    assert len(set(np.asarray(written.rounds).tolist())) > 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "tree", "stop"),
+    [
+        (token_level, Tree.chain(3), Coin()),
+        pytest.param(token_level, Tree.chain(3), Running(0.5), marks=pytest.mark.slow),
+        pytest.param(token_level, Tree.chain(3), Confidence(0.4), marks=pytest.mark.slow),
+        pytest.param(block, Tree.chain(3), Coin(), marks=pytest.mark.slow),
+        pytest.param(block, Tree.chain(3), Entropy(0.2), marks=pytest.mark.slow),
+        pytest.param(
+            without_replacement, Tree.branching((2, 2, 1)), Coin(), marks=pytest.mark.slow
+        ),
+        pytest.param(traversal, Tree.branching((2, 2, 1)), Coin(), marks=pytest.mark.slow),
+        pytest.param(coupled, Tree.branching((2, 2, 1)), Coin(), marks=pytest.mark.slow),
+    ],
+    ids=lambda x: getattr(x, "__name__", type(x).__name__).rpartition(".")[2],
+)
+def test_the_law_of_three_tokens_is_the_targets_wherever_drafting_stops(rule, tree, stop):
+    written = speculative_draws(
+        131, rule=rule, tree=tree, kind=functools.partial(stopping_at, stop),
+        draft=lambda: EarlyParams(unrelated_params()), **HOT,
+    )  # fmt: skip
+    depth = written.levels.sum() / written.rounds.sum()
+    assert 1 < depth < tree.depth
+    assert p_value(counts_of(written), joint_law(**HOT)) > SMALLEST_P
+
+
+def stopping_at(stop, tree: Tree) -> EarlyDrafter:
+    return EarlyDrafter(SmallModelDrafter(enumerable, tree), stop)
+
+
+@pytest.mark.parametrize("rule", [token_level, coupled], ids=["token_level", "coupled"])
+def test_to_drop_what_was_drawn_for_what_it_is_changes_the_law_of_rejection_alone(
+    rule, monkeypatch
+):
+    right = early.draw_level
+
+    def dropping(*args, **how):
+        drawn, carry = right(*args, **how)
+        return drawn._replace(there=drawn.there & (drawn.tokens % 2 == 0)), carry
+
+    monkeypatch.setattr(early, "draw_level", dropping)
+    generate = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "rule", "tokens")
+    written = speculative_draws(
+        132, generate, rule=rule, tree=Tree.chain(2), kind=functools.partial(stopping_at, Coin()),
+        draft=lambda: EarlyParams(unrelated_params()), **HOT,
+    )  # fmt: skip
+    follows = p_value(counts_of(written), joint_law(**HOT)) > SMALLEST_P
+    assert follows == (rule is coupled)
+
+
+def test_a_row_drafts_as_far_as_it_does_alone(target, params, cousin, batch):
+    draft = early_draft(cousin, *STOPS["margin"], tree=LONG)
+    together = speculative_text(target, params, batch, draft, tokens=40)
+    for row in (0, 5, 11):
+        alone = speculative_text(
+            target, params, rows_of(batch, slice(row, row + 1)), draft, tokens=40
+        )
+        for name in ("tokens", "rounds", "kept", "drafted", "levels"):
+            mine, own = getattr(together, name)[row], getattr(alone, name)[0]
+            np.testing.assert_array_equal(mine, own, f"{name} of row {row}")
+        assert alone.waited[0] == 0
+
+
+def test_who_never_stops_and_who_stops_at_once(target, params, cousin, batch):
+    whole = speculative_text(
+        target, params, batch, cousin._replace(drafter=replace(cousin.drafter, tree=LONG))
+    )
+    never = speculative_text(target, params, batch, early_draft(cousin, Confidence(0.0), tree=LONG))
+    np.testing.assert_array_equal(never.kept, whole.kept)
+    np.testing.assert_array_equal(never.levels, LONG.depth * never.rounds)
+    assert not np.any(never.waited)
+    once = speculative_text(target, params, batch, early_draft(cousin, Confidence(1.0), tree=LONG))
+    np.testing.assert_array_equal(once.levels, once.rounds)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [Tree.chain(4), Tree.branching((3, 2, 1)), Tree.fork(3, 4), Tree.comb((4, 3, 2)),
+     Tree.from_paths([(0, 0, 0), (0, 1), (1, 0), (2,)])],
+    ids=lambda tree: str(tree.size),
+)  # fmt: skip
+def test_a_slice_of_the_tables_is_the_tables_of_the_tree_that_is_cut(tree):
+    for depth in range(tree.depth + 1):
+        cut = tree.cut(depth)
+        nodes = cut.size
+        assert cut == Tree(tree.parents[: int(np.sum(tree.depths <= depth))])
+        np.testing.assert_array_equal(tree.mask[:nodes, :nodes], rebuilt(cut))
+        for table in ("depths", "ranks"):
+            np.testing.assert_array_equal(getattr(tree, table)[:nodes], getattr(cut, table))
+    with pytest.raises(ValueError, match="^depth=9: the tree is"):
+        tree.cut(9)
+
+
+def rebuilt(tree: Tree) -> np.ndarray:
+    """The mask, by walking up from every node."""
+    mask = np.zeros((tree.size, tree.size), bool)
+    for node in range(tree.size):
+        above = node
+        while above >= 0:
+            mask[node, above] = True
+            above = tree.parents[above]
+    return mask
+
+
+def test_the_target_runs_the_smallest_slice_that_holds_what_was_drafted(
+    target, params, drafts, batch
+):
+    """A pass over fewer nodes is a pass of fewer rows: of each slice, and of nothing else."""
+    ran = []
+
+    @dataclass(frozen=True)
+    class Counting:
+        inner: object
+        config: object
+
+        def forward(self, params, tokens, *rest, **how):
+            jax.debug.callback(lambda: ran.append(tokens.shape[1]))
+            return self.inner.forward(params, tokens, *rest, **how)
+
+        def logits(self, params, hidden):
+            return self.inner.logits(params, hidden)
+
+    alone = rows_of(batch, slice(0, 1))
+    draft = early_draft(drafts["chain"], Coin(), tree=LONG)
+    counted = Counting(target, target.config)
+    written = speculative_text(counted, params, alone, draft)
+    jax.effects_barrier()
+    rounds = ran[-int(written.rounds[0]) :]
+    assert set(rounds) <= {1 + cut for cut in usual_slices(LONG.depth)} and len(set(rounds)) > 2
+    assert sum(rounds) >= int(written.levels[0] + written.rounds[0])
+
+
+def test_slices_double_up_to_the_depth():
+    assert [usual_slices(depth) for depth in (1, 2, 3, 8, 9)] == [
+        (1,), (1, 2), (1, 2, 3), (1, 2, 4, 8), (1, 2, 4, 8, 9)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda d: EarlyDrafter(LookupDrafter(LONG), Confidence(0.3)), "reads a model's guesses"),
+        (
+            lambda d: EarlyDrafter(replace(d, tree=Growth(2, 2, 4)), Confidence(0.3)),
+            "tree of 4 nodes",
+        ),
+        (lambda d: EarlyDrafter(d, Confidence(0.3), slices=(1, 2)), "the tree is 3 deep"),
+        (lambda d: EarlyDrafter(d, Confidence(0.3), slices=(2, 1, 3)), "each once, the smallest"),
+        (lambda d: Confidence(1.5), "^threshold=1.5: must lie"),
+        (lambda d: Running(0.3, fading=2), "^fading=2"),
+        (lambda d: HiddenNetwork((3, 2)), "^sizes="),
+        (lambda d: LawNetwork(threshold=-1), "^threshold=-1"),
+        (lambda d: LawNetwork().check({"weight": 1}), "these are not parameters"),
+        (lambda d: Margin(0.2).admit(token_level), "rule='token_level' has none"),
+        (lambda d: EarlyDrafter(d, Confidence(0.3)).start({}, None, None), "has EarlyParams"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, said, cousin):
+    with pytest.raises(ValueError, match=said):
+        make(cousin.drafter)
+
+
+def test_a_network_for_another_width_is_refused(target, params, cousin, batch):
+    stop, weights = network(HiddenNetwork, hidden_sizes(24))
+    with pytest.raises(ValueError, match="taught for a draft of width 24, and this one has 32"):
+        speculative_text(target, params, batch, early_draft(cousin, stop, weights))
+
+
+def test_what_a_sequence_kept_lately_counts_most():
+    stop = Running(0.3)
+    memory = stop.start(2)
+    for _ in range(50):
+        memory = stop.learn(memory, jnp.array([4, 0]), jnp.array([4, 4]))
+    share = stop.judge((), memory, jnp.ones(2), None)
+    assert share[0] > 0.95 and share[1] < 0.05
+    memory = stop.learn(memory, jnp.array([0, 4]), jnp.array([4, 4]))
+    assert np.all(np.abs(np.asarray(stop.judge((), memory, jnp.ones(2), None)) - share) > 0.02)
+
+
+def test_the_paths_worth_is_what_its_nodes_say():
+    logits = jnp.log(jnp.array([[[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]]))
+    seen = early.Seen(
+        coupled, jnp.zeros((1, 1, 3)), sampling(1, **HOT), 0, None, logits, jnp.array([[[0], [1]]])
+    )
+    half = jnp.array([0.5])
+    assert np.allclose(Confidence(0.3).judge((), (), half, seen), 0.3)
+    law = np.array([0.6, 0.3, 0.1])
+    assert np.allclose(
+        Entropy(0.3).judge((), (), half, seen), 0.5 * np.exp((law * np.log(law)).sum())
+    )
+    tau = coupled.ERROR + coupled.ERROR_OF_HEAT
+    sharp = law ** (1 / tau) / (law ** (1 / tau)).sum()
+    assert np.allclose(Margin(0.3).judge((), (), half, seen), 0.5 * sharp[0], atol=1e-6)
+
+
+def test_check_slices_takes_what_usual_slices_gives():
+    for depth in range(1, 12):
+        check_slices(usual_slices(depth), Tree.chain(depth))
