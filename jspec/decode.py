@@ -110,7 +110,7 @@ def begin(
         target=target,
         tokens=tokens,
         path_length=tree.path_length,
-        width=tree.width,
+        ranks=tree.width,
         read=drafter.read,
     )
     memory = drafter.start(
@@ -127,7 +127,7 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
-    sizes = {"target": target, "tokens": tokens, "path_length": 1, "width": 1}
+    sizes = {"target": target, "tokens": tokens, "path_length": 1, "ranks": 1}
     return _commit_prompts(params, prompts, **sizes, read=lambda output: None)[0]
 
 
@@ -185,7 +185,7 @@ def _commit_prompts(
     target: Model,
     tokens: int,
     path_length: int,
-    width: int,
+    ranks: int,
     read: Callable[[Output], Array | None],
 ) -> tuple[State, Array | None]:
     """The state, and what is read of the target's passes."""
@@ -219,7 +219,7 @@ def _commit_prompts(
         cache=cache,
         drafter=(),
         rounds=none,
-        kept=jnp.zeros((batch, path_length, width), jnp.int32),
+        kept=jnp.zeros((batch, path_length, ranks), jnp.int32),
         drafted=none,
         levels=none,
         waited=none,

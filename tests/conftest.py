@@ -107,6 +107,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_zoo(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands that are told of no model and no tree take tiny ones."""
     monkeypatch.setattr(zoo, "MODELS", models)
+    monkeypatch.setattr(settings, "USUAL_TREE", "chain:1")
     monkeypatch.setattr(settings, "TREE", "2")
     monkeypatch.setattr(settings, "CHAIN", "chain:1")
     monkeypatch.setattr(settings, "LOOKUP", "chain:2")

@@ -34,11 +34,11 @@ FLOORS = {
     "text": 7,
     "authorship": 7,
     "distill": 8,
-    "plan": 9,
+    "plan": 10,
     "bench": 9,
     "zoo": 9,
-    "studies": 10,
-    "cli": 11,
+    "studies": 11,
+    "cli": 12,
 }
 LONGEST = 350
 

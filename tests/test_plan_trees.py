@@ -15,7 +15,7 @@ def laws(count: int) -> list[np.ndarray]:
     """Acceptances, some of which do not fall from rank to rank."""
     rng = np.random.default_rng(0)
     shares = rng.dirichlet([2.0, 1.0, 0.5, 1.0], (count, DEPTH))[..., :WIDTH]
-    return list(shares * rng.choice([0.3, 1.0], (count, DEPTH, WIDTH)))
+    return list(shares * rng.choice([0.0, 0.3, 1.0], (count, DEPTH, WIDTH)))
 
 
 def every_tree() -> list[Tree]:

@@ -3,10 +3,12 @@
 TARGET = "zoo:target"
 DRAFTS = ("zoo:distilled", "zoo:fspad", "zoo:eagle")
 
-# The demo's, and the defaults of `jspec generate`.
+# The demo's; the draft and the look-up are also the defaults of `jspec generate`.
 DRAFT = "zoo:distilled"
 CHAIN = "chain:3"
 TREE = "comb:2x1"
+# Of `jspec generate` and `jspec verify`: the fastest, found by measuring.
+USUAL_TREE = "auto"
 LOOKUP = "chain:7"
 # The demo's alone.
 HEAD = "zoo:fspad"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target, usual_tree
+from jspec.cli.pair import Dtype, Rule, find_draft, read_target
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
+from jspec.cli.trees import AUTO, find_tree
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
 from jspec.cli.writing import Writing, read_prompt
 
@@ -68,8 +69,9 @@ class Generate(Verb):
     seed: int = 0
     """Of the noise that decides among tokens."""
     tree: str | None = None
-    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON paths.
-    """
+    """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON paths;
+    auto, as where nothing is said, is the static tree that was fastest when it was measured on this
+    machine, once for the pair (in a launch of several processes comb:2x1)."""
     rule: Rule = "coupled"
     """Which guesses are kept. The text is plain decoding's under coupled, by_confidence and
     one_sample, and under the others another of the same law."""
@@ -89,6 +91,8 @@ class Generate(Verb):
         from jspec.sharding import read_mesh
         from jspec.text import Reader
 
+        if self.distributed and self.tree == AUTO:
+            raise ValueError("tree='auto': each process would find its own: name one, as comb:2x1")
         first = joined() if self.distributed else True
         self._check()
         text = read_prompt(self.prompt, self.file)
@@ -206,14 +210,19 @@ class Generate(Verb):
     ) -> "tuple[LinenModel, Drafter, Params]":
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
+        from jspec import verify
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
-        usual = settings.LOOKUP if self.lookup else usual_tree(self.rule)
         context = target.model.config.context
-        tree = read_tree(usual if self.tree is None else self.tree, context)
         if self.lookup:
+            tree = read_tree(settings.LOOKUP if self.tree is None else self.tree, context)
             return target.model, LookupDrafter(tree), ()
+        # Processes that measured each for itself could end with different trees.
+        usual = settings.TREE if self.distributed else settings.USUAL_TREE
+        named = usual if self.tree is None else self.tree
+        if named != AUTO:
+            read_tree(named, context)  # what is misnamed is told before a draft is loaded
         if self.draft is None and self.target != settings.TARGET:
             raise ValueError(
                 f"target={self.target!r} has no draft of its own: give --draft, --lookup or --plain"
@@ -232,6 +241,11 @@ class Generate(Verb):
                 "may guess badly, and the text stays what it is",
                 soft_wrap=True,
             )
+        tree = find_tree(
+            named, target, draft,
+            rule=getattr(verify, self.rule), temperature=self.temperature, dtype=self.dtype,
+            mesh=mesh,
+        )  # fmt: skip
         return draft.reading(target.model), draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:

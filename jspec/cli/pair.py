@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jspec.bench import settings
-
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
@@ -25,13 +23,6 @@ Rule = Literal[
     "without_replacement",
     "traversal",
 ]
-# Which follow nothing but a chain.
-ALONG_CHAINS: tuple[Rule, ...] = ("token_level", "block")
-
-
-def usual_tree(rule: Rule) -> str:
-    """What a draft guesses under a rule where nothing is said."""
-    return settings.CHAIN if rule in ALONG_CHAINS else settings.TREE
 
 
 def read_model(

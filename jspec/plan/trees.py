@@ -48,7 +48,10 @@ def best_trees(acceptance: np.ndarray, nodes: int) -> Iterator[Tree]:
         left[0] = 0.0
         shares.insert(0, np.zeros((width, nodes), int))
         for rank in range(width)[::-1]:
-            left, shares[0][rank] = _shared(acceptance[level, rank] * worth[1:], left)
+            # 0 * -inf is no number: what cannot be cannot be, however seldom it would be kept.
+            own = np.full(nodes, -np.inf)
+            np.multiply(acceptance[level, rank], worth[1:], out=own, where=np.isfinite(worth[1:]))
+            left, shares[0][rank] = _shared(own, left)
         worth = np.concatenate([[-np.inf], 1.0 + left])
     for size in range(2, nodes + 1):
         if np.isfinite(worth[size]):

@@ -1,0 +1,88 @@
+"""The tree that a command guesses: as it is named, or the fastest on this machine."""
+
+from typing import TYPE_CHECKING, Any
+
+from jspec.bench import settings
+from jspec.cli.held_out import held_out_work
+from jspec.cli.placement import placed
+from jspec.cli.screen import console, steps
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from jspec.bench.drafts import Draft
+    from jspec.candidates import Rule
+    from jspec.formats.huggingface import Checkpoint
+    from jspec.growth import Growth
+    from jspec.tree import Tree
+
+AUTO = "auto"
+# What is measured, at the nearest of these temperatures.
+GRID = 0.5
+PROMPTS, PROMPT_LENGTH, TOKENS = 8, 64, 96
+
+
+def find_tree(
+    text: str,
+    target: "Checkpoint",
+    draft: "Draft",
+    *,
+    rule: "Rule",
+    temperature: float,
+    dtype: str,
+    mesh: "Mesh | None" = None,
+) -> "Tree | Growth":
+    """The tree that `text` describes; `auto` is the fastest for the pair, which is found once on
+    each machine, by measuring, and kept.
+
+    Args:
+      mesh: where the two lie.
+    """
+    from jspec.shapes import read_tree
+
+    if text == AUTO:
+        return _fastest(target, draft, rule, round(temperature / GRID) * GRID, dtype, mesh)
+    return read_tree(text, target.model.config.context)
+
+
+def _fastest(
+    target: "Checkpoint",
+    draft: "Draft",
+    rule: "Rule",
+    temperature: float,
+    dtype: str,
+    mesh: "Mesh | None",
+) -> "Tree":
+    from jspec.bench.machine import machine
+    from jspec.plan.automatic import choose, most_steps
+    from jspec.plan.remembered import fingerprint, remembered
+
+    def find() -> "tuple[Tree, dict[str, Any]]":
+        console().print(
+            "tree=auto: measuring which tree pays for this pair on this machine, once; "
+            "--tree chain:3, say, leaves it out",
+            soft_wrap=True,
+        )
+        tokens = min(TOKENS, target.model.config.context - PROMPT_LENGTH)
+        work = held_out_work(
+            target,
+            prompts=PROMPTS,
+            prompt_length=PROMPT_LENGTH,
+            batch=1,
+            tokens=tokens,
+            seed=settings.SEED,
+        )
+        with placed(mesh), steps(most_steps(work)) as tick:
+            found = choose(draft, target, work, rule=rule, temperature=temperature, tick=tick)
+        return found.tree, found.record()
+
+    of = {
+        "machine": machine(),
+        "target": fingerprint(target.folder),
+        "draft": fingerprint(draft.checkpoint.folder),
+        "rule": rule.__name__,
+        "temperature": temperature,
+        "dtype": dtype,
+        "mesh": dict(mesh.shape) if mesh else None,
+    }
+    return remembered(of, find)

@@ -1,0 +1,68 @@
+"""What the parts of a round cost."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from jspec.tree import Tree
+
+Points = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Milliseconds of the parts of a round, for one batch size; between points they are a line.
+
+    Attributes:
+      target: by nodes, the target's pass over them and all else that is done once a round.
+      level: by rows, one level of the draft's guesses.
+      plain: one step of plain decoding.
+      source: where the numbers come from.
+    """
+
+    target: Points
+    level: Points
+    plain: float
+    source: str
+
+    def __post_init__(self) -> None:
+        for name in ("target", "level"):
+            points = getattr(self, name)
+            numbers = np.array([number for point in points for number in point], float)
+            if not points or not np.isfinite(numbers).all() or numbers.min() < 0:
+                raise ValueError(
+                    f"costs {name}={points}: give pairs of a count and milliseconds, at least one "
+                    "and all of them numbers"
+                )
+        if not 0 < self.plain < np.inf:
+            raise ValueError(f"costs plain={self.plain}: give milliseconds")
+
+    def round(self, tree: Tree) -> float:
+        """Milliseconds of a round over `tree`."""
+        levels = np.bincount(tree.depths[tree.inner])
+        return _on(self.target, [tree.size])[0] + float(_on(self.level, levels).sum())
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def rising(points: Sequence[tuple[int, float]]) -> Points:
+    """Points in order of their counts, none of them below the one before: more rows never cost
+    less, and where a measurement says so it is noise."""
+    counts, values = zip(*sorted(points), strict=True)
+    values = np.maximum.accumulate(np.maximum(values, 0.0))
+    return tuple((int(n), float(x)) for n, x in zip(counts, values, strict=True))
+
+
+def _on(points: Points, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The lines between points at `counts`; past the last they go on as they came."""
+    n, x = np.array(points, float).T
+    counts = np.asarray(counts, float)
+    found = np.interp(counts, n, x)
+    if len(n) > 1:
+        slope = (x[-1] - x[-2]) / (n[-1] - n[-2])
+        found += np.maximum(counts - n[-1], 0) * slope
+    return found

@@ -1,0 +1,130 @@
+"""What a pair accepts and what its rounds cost, measured on this machine."""
+
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import numpy as np
+
+from jspec.bench.drafts import Draft
+from jspec.bench.rounds import ROUNDS, Loops, loops, seconds
+from jspec.bench.suite import PLAIN, Method, Program, Workload
+from jspec.candidates import Rule
+from jspec.formats.huggingface import Checkpoint
+from jspec.plan.costs import Costs, rising
+from jspec.tree import Tree
+
+# Trees of which rounds are timed: chains tell what a level of one row costs, forks wider ones, and
+# each what the target's pass over as many nodes does.
+PROBES = Tree.chain(1), Tree.chain(3), Tree.chain(7), Tree.fork(8, 2), Tree.fork(16, 4)
+# Below so many trials a share says little, and the level above stands for it.
+TRIALS = 40
+
+
+def admitted_trees(trees: Sequence[Tree], rule: Rule, context: int) -> list[Tree]:
+    """Those that a rule takes from a drafter that draws, and that fit into a context."""
+    kept = []
+    for tree in trees:
+        try:
+            rule.admit(tree, True)
+        except ValueError:
+            continue
+        if tree.size <= context:
+            kept.append(tree)
+    return kept
+
+
+def method_of(draft: Draft, tree: Tree, rule: Rule, name: str = "draft") -> Method:
+    """Speculation by a draft over a tree."""
+    return Method(name, draft.drafter(tree), draft.params, rule, draft.reading)
+
+
+def acceptance(
+    draft: Draft,
+    target: Checkpoint,
+    work: Workload,
+    *,
+    rule: Rule,
+    temperature: float,
+    depth: int,
+    width: int,
+) -> np.ndarray:
+    """`[D, W]` how often the child of each rank was kept below the first node of each level.
+
+    Args:
+      depth, width: how far, and how many children of a node; one where the rule follows chains.
+    """
+    (tree, *_) = admitted_trees(
+        [Tree.comb((width,) * depth), Tree.chain(depth)], rule, target.model.config.context
+    )
+    program = Program(method_of(draft, tree, rule), target.model, target.params, work)
+    batches = range(len(work.batches))
+    kept = sum(np.asarray(program.write(b, temperature).kept).sum(axis=0) for b in batches)
+    return shares(kept)
+
+
+def shares(kept: np.ndarray) -> np.ndarray:
+    """`[D, W]` from `[A, W]` rounds that kept each child of the first node of each level."""
+    found = np.zeros((len(kept) - 1, kept.shape[1]))
+    for depth in range(len(found)):
+        trials = kept[depth, 0]
+        believed = trials >= TRIALS or not depth
+        found[depth] = kept[depth + 1] / max(trials, 1) if believed else found[depth - 1]
+    return found
+
+
+def costs(
+    draft: Draft,
+    target: Checkpoint,
+    work: Workload,
+    *,
+    rule: Rule,
+    temperature: float,
+    repetitions: int,
+    tick: Callable[[str], None],
+) -> Costs:
+    """Milliseconds of the parts of a round on the first batch of a workload; medians of
+    `repetitions` in turns.
+
+    Args:
+      tick: told of every program that is compiled, one for each probe and one more.
+    """
+    trees = admitted_trees(PROBES, rule, target.model.config.context)
+    compiled: list[Loops] = []
+    for tree in trees:
+        tick(f"compiling rounds of {tree.size} nodes")
+        method = method_of(draft, tree, rule)
+        compiled.append(loops(method, target.model, target.params, work, temperature))
+    tick("compiling plain decoding")
+    plain = Program(Method(PLAIN), target.model, target.params, work)
+    plain(0, temperature)
+    runs = []
+    for _ in range(repetitions):
+        pairs = [(seconds(one.rounds), seconds(one.guesses)) for one in compiled]
+        runs.append((pairs, plain(0, temperature).seconds))
+    step = median(run[1] for run in runs) * 1e3 / work.tokens
+    whole, guesses = (
+        np.median([[pair[which] for pair in run[0]] for run in runs], axis=0) * 1e3 / ROUNDS
+        for which in (0, 1)
+    )
+    return taken_apart(trees, whole, guesses, plain=step)
+
+
+def taken_apart(
+    trees: Sequence[Tree], whole: np.ndarray, guesses: np.ndarray, *, plain: float
+) -> Costs:
+    """Costs from milliseconds of whole rounds over trees and of their drafts' guesses, which are
+    levels and something that is done once."""
+    chains = [n for n, tree in enumerate(trees) if tree.width == 1]
+    depths = np.array([trees[n].depth for n in chains])
+    one, once = np.polyfit(depths, guesses[chains], 1)
+    levels = [(1, max(one, 0.0))]
+    for tree, took in zip(trees, guesses, strict=True):
+        if tree.width > 1 and tree.depth > 1:
+            # A fork: a level of one row, and more of as many as it is wide.
+            levels.append((tree.width, (took - once - one) / (tree.depth - 1)))
+    level = rising(levels)
+    rest = [
+        (tree.size, took - Costs(((1, 0.0),), level, 1.0, "").round(tree))
+        for tree, took in zip(trees, whole, strict=True)
+    ]
+    return Costs(rising(rest), level, plain, "measured")
