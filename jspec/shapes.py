@@ -15,8 +15,8 @@ MADE = 8  # nodes that a tree may grow, of which it keeps some, for each place o
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
     "length), comb:3x2x2 (children of the first node of each level), grow:4x4x12 (children of "
-    "as many nodes of a level, levels, nodes kept with the root), or a file of JSON paths "
-    "[[0, 0], [1]]"
+    "as many nodes of a level, levels, nodes kept with the root), JSON paths [[0, 0], [1]], or a "
+    "file of them"
 )
 
 
@@ -34,6 +34,24 @@ def read_tree(text: str, context: int) -> Tree | Growth:
     tree = _read_paths(text)
     _check_size(text, tree.size, context)
     return tree
+
+
+def write_tree(tree: Tree | Growth) -> str:
+    """What `read_tree` reads as `tree`, as short as it can be said."""
+    if isinstance(tree, Growth):
+        return f"grow:{tree.width}x{tree.depth}x{tree.nodes}"
+    widths = [tree.children(depth) for depth in range(tree.depth)]
+    said = "x".join(map(str, widths))
+    if tree == Tree.chain(tree.depth):
+        return f"chain:{tree.depth}"
+    if tree == Tree.branching(widths):
+        return said
+    if tree == Tree.comb(widths):
+        return f"comb:{said}"
+    paths = {0: []}
+    for node, parent in enumerate(tree.parents[1:], start=1):
+        paths[node] = [*paths[parent], int(tree.ranks[node])]
+    return json.dumps([paths[node] for node in range(tree.size) if not tree.inner[node]])
 
 
 def _growth(text: str, width: int, depth: int, nodes: int, context: int) -> Growth:
@@ -77,10 +95,11 @@ def _widths(text: str) -> tuple[int, ...] | None:
 
 def _read_paths(text: str) -> Tree:
     file = Path(text)
-    if len(text) > LONGEST_PATH or "\0" in text or not file.is_file():
+    inline = text.lstrip().startswith("[")
+    if not inline and (len(text) > LONGEST_PATH or "\0" in text or not file.is_file()):
         raise ValueError(f"tree={text[:LONGEST_PATH]!r} is no tree and no file: {FORMS}")
     try:
-        paths = json.loads(file.read_text(encoding="utf-8"))
+        paths = json.loads(text if inline else file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"tree={text!r} is not JSON ({error}): {FORMS}") from None
     whole = isinstance(paths, list) and all(

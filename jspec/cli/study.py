@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tyro.conf import Positional
 
 from jspec.cli.distill import read_lesson
+from jspec.cli.held_out import held_out_work
 from jspec.cli.overrides import override
-from jspec.cli.pair import read_draft
+from jspec.cli.pair import read_draft, read_target
 from jspec.cli.placement import placed
 from jspec.cli.recipes import read_recipe
 from jspec.cli.screen import console, emit
@@ -20,28 +21,39 @@ if TYPE_CHECKING:
 
     from jspec.distill.checkpoints import Note
     from jspec.studies.material import Material
+    from jspec.studies.multi_candidate import Pair
+    from jspec.studies.multi_recipe import MultiCandidateStudy
     from jspec.studies.recipe import Study as Recipe
     from jspec.studies.records import Records
 
 
 class Experiment(NamedTuple):
-    """A study: its recipe, what measures, and what writes that down and says what was found."""
+    """A study: its recipe, what it is made of, what measures, and what writes that down and says
+    what was found."""
 
     recipe: "type[Recipe]"
+    material: "Callable[..., Any]"
     run: "Callable[..., Records | None]"
     write: "Callable[[Any, Records], list[str]]"
 
 
 def experiments() -> dict[str, Experiment]:
     """All of them, by name."""
-    from jspec.studies import feature_report, report
+    from jspec.studies import feature_report, multi_report, report
     from jspec.studies.feature_draft import feature_draft
+    from jspec.studies.multi_candidate import multi_candidate
+    from jspec.studies.multi_recipe import MultiCandidateStudy
     from jspec.studies.recipe import FeatureDraftStudy, TemperatureStudy
     from jspec.studies.temperature import temperature
 
     return {
-        "temperature": Experiment(TemperatureStudy, temperature, report.write),
-        "feature-draft": Experiment(FeatureDraftStudy, feature_draft, feature_report.write),
+        "temperature": Experiment(TemperatureStudy, _material, temperature, report.write),
+        "feature-draft": Experiment(
+            FeatureDraftStudy, _material, feature_draft, feature_report.write
+        ),
+        "multi-candidate": Experiment(
+            MultiCandidateStudy, _pair, multi_candidate, multi_report.write
+        ),
     }
 
 
@@ -49,9 +61,10 @@ def experiments() -> dict[str, Experiment]:
 class Study(Verb):
     """Run an experiment, on the zoo if no config is given; goes on from where it stopped."""
 
-    study: Positional[Literal["temperature", "feature-draft"]]
-    """Drafts taught at some temperatures and served at others, or heads that read the target's
-    features, with each of FSPAD's changes alone and both."""
+    study: Positional[Literal["temperature", "feature-draft", "multi-candidate"]]
+    """Drafts taught at some temperatures and served at others; heads that read the target's
+    features, with each of FSPAD's changes alone and both; or many candidates, decided as they
+    grow."""
     words: Positional[tuple[str, ...]] = ()
     """A Python file whose `config()` returns the study, then fields to change, dotted: seeds=5
     teaching.steps=1000 served="0 1"."""
@@ -62,7 +75,7 @@ class Study(Verb):
 
         experiment = experiments()[self.study]
         recipe = self._recipe(experiment.recipe)
-        mesh = read_mesh(recipe.teaching.mesh)
+        mesh = read_mesh(recipe.mesh)
         screen = console()
 
         def note(text: str) -> None:
@@ -70,9 +83,8 @@ class Study(Verb):
 
         with leaving(note), placed(mesh):
             try:
-                records = experiment.run(
-                    recipe, _material(recipe, mesh, note), mesh=mesh, note=note
-                )
+                made_of = experiment.material(recipe, mesh, note)
+                records = experiment.run(recipe, made_of, mesh=mesh, note=note)
             except FloatingPointError as error:
                 note(f"{error}: what was measured before is kept")
                 return FAILED
@@ -111,3 +123,20 @@ def _material(recipe: "Recipe", mesh: "Mesh | None", note: "Note") -> "Material"
         elsewhere(recipe.elsewhere, target.tokenizer, end, cache=cache),
         lambda name: read_draft(name, target, "float32", mesh),
     )
+
+
+def _pair(recipe: "MultiCandidateStudy", mesh: "Mesh | None", note: "Note") -> "Pair":
+    from jspec.bench.drafts import ModelDraft
+    from jspec.studies.multi_candidate import Pair
+
+    target = read_target(recipe.target, "float32", mesh)
+    draft = ModelDraft(read_draft(recipe.draft, target, "float32", mesh))
+    work = held_out_work(
+        target,
+        prompts=recipe.prompts,
+        prompt_length=recipe.prompt,
+        batch=1,
+        tokens=recipe.tokens,
+        seed=recipe.seed,
+    )
+    return Pair(target, draft, work)

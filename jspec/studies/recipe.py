@@ -100,6 +100,11 @@ class Study:
             raise ValueError(f"{field}={values}: give at least one value, and each once")
 
     @property
+    def mesh(self) -> str:
+        """What it runs on."""
+        return self.teaching.mesh
+
+    @property
     def folder(self) -> Path:
         """Where all of it lies."""
         return Path(self.output).absolute() / self.name

@@ -1,0 +1,101 @@
+"""The fourth paper's question: what many candidates bring, and deciding as they grow."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from jspec.bench.drafts import ModelDraft
+from jspec.bench.suite import Workload
+from jspec.distill.checkpoints import Note
+from jspec.formats.folder import claim
+from jspec.formats.huggingface import Checkpoint
+from jspec.plan.automatic import Choice, choose
+from jspec.shapes import write_tree
+from jspec.studies.multi_gauge import drift, timed
+from jspec.studies.multi_recipe import MultiCandidateStudy, Way
+from jspec.studies.programs import drop_programs
+from jspec.studies.records import Record, Records, kept_in
+from jspec.verify import coupled
+
+HEADLINE = "headline"
+OVER = "over plain"
+
+
+class Pair(NamedTuple):
+    """What is measured, and on what."""
+
+    target: Checkpoint
+    draft: ModelDraft
+    work: Workload
+
+
+def multi_candidate(
+    recipe: MultiCandidateStudy, pair: Pair, *, mesh: Mesh | None = None, note: Note
+) -> Records:
+    """Times every way beside plain decoding, group by group, then the best of each kind together,
+    and measures how far each drifts.
+
+    What is done is kept below `output/name`, and not done again.
+    """
+    record = recipe.record()
+    claim(recipe.folder / "study.json", record, fixed=record, what="study")
+    place = recipe.folder / "records"
+
+    def kept(name: str, measure: Callable[[], list[Record]]) -> list[Record]:
+        drop_programs()
+        return kept_in(place / f"{name}.json", measure)
+
+    found: list[Record] = []
+    for name, ways in recipe.groups().items():
+        note(f"{name}: {len(ways)} ways")
+        found += kept(name, lambda name=name, ways=ways: timed(recipe, pair, name, ways))
+    note("the fastest static trees")
+    trees = kept(
+        "fastest trees", lambda: [_fastest(recipe, pair, served, note) for served in recipe.served]
+    )
+    note("the best of each kind, side by side")
+    ways = headline(recipe, Records(found), {one.served: one.draft for one in trees})
+    found += kept(HEADLINE, lambda: timed(recipe, pair, HEADLINE, ways))
+    note("how far each drifts")
+    found += kept("drift", lambda: drift(recipe, pair))
+    return Records([*found, *trees])
+
+
+def headline(
+    recipe: MultiCandidateStudy, records: Records, trees: Mapping[float, str]
+) -> list[Way]:
+    """What is held against the baseline: it and its tree under the coupled rule, at each
+    temperature the best chains, the fastest tree, and the best decider with slices and without."""
+    groups = recipe.groups()
+    ways = [recipe.mcsd, Way("coupled", recipe.baseline)]
+    for served in recipe.served:
+
+        def over(way: Way, group: str, served: float = served) -> float:
+            return records.mean(way.name, group, served, OVER).value
+
+        for rule in ("coupled", "token_level", "block"):
+            chains = [way for way in groups["chains"] if way.rule == rule]
+            ways.append(max(chains, key=lambda way: over(way, "chains")))
+        ways.append(Way("coupled", trees[served]))
+        early = [way for way in groups["deciders"] if way.stop and way.rule == "coupled"]
+        best = max(early, key=lambda way: over(way, "deciders"))
+        ways += [best, best._replace(sliced=False), Way("coupled", recipe.deep)]
+    return list(dict.fromkeys(ways))
+
+
+def _fastest(recipe: MultiCandidateStudy, pair: Pair, served: float, note: Note) -> Record:
+    """The tree that `tree=auto` takes at a temperature, as the draft of a record."""
+    drop_programs()
+    found: Choice = choose(
+        pair.draft, pair.target, pair.work, rule=coupled, temperature=served, tick=note
+    )
+    return Record(
+        draft=write_tree(found.tree), seed=0, domain="fastest tree", served=served,
+        measure=OVER, value=found.timed[found.tree],
+    )  # fmt: skip
+
+
+def is_chain(way: Way) -> bool:
+    """Whether it is plain chain speculation."""
+    return way.tree.startswith("chain:") and not way.stop

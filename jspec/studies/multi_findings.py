@@ -1,0 +1,144 @@
+"""What the multi-candidate study found, computed from its records."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jspec.studies.multi_candidate import HEADLINE, headline, is_chain
+from jspec.studies.multi_gauge import CHANCE, DRIFT, EQUAL, NATS, OVER, VARIATION
+from jspec.studies.multi_recipe import MultiCandidateStudy, Way
+from jspec.studies.records import Records
+
+# What the paper says that it gains at most (abstract, versions 2 and 3).
+PUBLISHED_GAIN = 0.275
+
+
+class Factor(NamedTuple):
+    """How many times as fast one way is as another."""
+
+    what: str
+    one: Way
+    other: Way
+    times: float
+
+
+@dataclass(frozen=True)
+class Headline:
+    """At a temperature the fastest exact way with many candidates or decisions, what it gains over
+    the baseline and over the best plain chain, and what each part of it brings."""
+
+    served: float
+    best: Way
+    chain: Way
+    over_baseline: Factor
+    over_chain: Factor
+    parts: tuple[Factor, ...]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        factors = (self.over_baseline, self.over_chain, *self.parts)
+        return {
+            "served": self.served,
+            "best": self.best.name,
+            "chain": self.chain.name,
+            "factors": [
+                {"what": f.what, "one": f.one.name, "other": f.other.name, "times": f.times}
+                for f in factors
+            ],
+        }
+
+
+def headlines(recipe: MultiCandidateStudy, records: Records) -> list[Headline]:
+    """One for each temperature."""
+    trees = fastest_trees(records)
+    ways = headline(recipe, records, trees)
+    return [_headline(recipe, records, ways, served, trees[served]) for served in recipe.served]
+
+
+def fastest_trees(records: Records) -> dict[float, str]:
+    """What `tree=auto` took at each temperature."""
+    return {one.served: one.draft for one in records.all if one.domain == "fastest tree"}
+
+
+def _headline(
+    recipe: MultiCandidateStudy,
+    records: Records,
+    ways: Sequence[Way],
+    served: float,
+    fastest: str,
+) -> Headline:
+    def over(way: Way) -> float:
+        return records.mean(way.name, HEADLINE, served, OVER).value
+
+    def factor(what: str, one: Way, other: Way) -> Factor:
+        return Factor(what, one, other, over(one) / over(other))
+
+    chains = [way for way in ways if is_chain(way) and way.tree != recipe.deep]
+    chain = max(chains, key=over)
+    tree = Way("coupled", fastest)
+    early = max((way for way in ways if way.stop and way.sliced), key=over)
+    best = max((tree, early, *chains), key=over)
+    coupled, deep = Way("coupled", recipe.baseline), Way("coupled", recipe.deep)
+    unsliced = early._replace(sliced=False)
+    return Headline(
+        served,
+        best,
+        chain,
+        factor("the exact improved method over the baseline", best, recipe.mcsd),
+        factor("and over the best plain chain", best, chain),
+        (
+            factor("coupling, on the baseline's tree", coupled, recipe.mcsd),
+            factor("the tree's shape", tree, coupled),
+            factor("stopping early, on the deep tree", unsliced, deep),
+            factor("slicing what was drafted", early, unsliced),
+        ),
+    )
+
+
+def deciders(recipe: MultiCandidateStudy, records: Records, served: float) -> list[Factor]:
+    """What each decider brings on the deep tree, at its best threshold, the best first."""
+    deep = Way("coupled", recipe.deep)
+    ways = [way for way in recipe.groups()["deciders"] if way.stop and way.rule == "coupled"]
+    found: dict[str, Factor] = {}
+    for way in ways:
+        times = _ratio(records, "deciders", served, way, deep)
+        name = way.stop.split(":")[0]
+        if name not in found or times > found[name].times:
+            found[name] = Factor(name, way, deep, times)
+    return sorted(found.values(), key=lambda one: -one.times)
+
+
+def _ratio(records: Records, group: str, served: float, one: Way, other: Way) -> float:
+    ours, theirs = (records.mean(way.name, group, served, OVER).value for way in (one, other))
+    return ours / theirs
+
+
+class Drift(NamedTuple):
+    """How far a way drifts: texts that are plain decoding's at temperature 0, total variation of
+    three tokens and what chance gives (None where it was not counted), and nats a token at each
+    temperature, its own and plain decoding's."""
+
+    way: Way
+    equal: float | None
+    variation: float | None
+    chance: float | None
+    nats: dict[float, tuple[float, float]]
+
+
+def drifts(recipe: MultiCandidateStudy, records: Records) -> Iterator[Drift]:
+    """Of all ways that were looked at."""
+    named = {way.name: way for group in recipe.groups().values() for way in group}
+    named[recipe.mcsd.name] = recipe.mcsd
+    here = [one for one in records.all if one.domain == DRIFT]
+    for name in dict.fromkeys(one.draft for one in here):
+        mine = {(one.measure, one.served): one.value for one in here if one.draft == name}
+        yield Drift(
+            named[name],
+            next((value for (what, _), value in mine.items() if what == EQUAL), None),
+            next((value for (what, _), value in mine.items() if what == VARIATION), None),
+            next((value for (what, _), value in mine.items() if what == CHANCE), None),
+            {
+                served: (mine[f"{NATS}, written", served], mine[f"{NATS}, plain", served])
+                for served in recipe.served
+            },
+        )

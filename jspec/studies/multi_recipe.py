@@ -1,0 +1,126 @@
+"""The multi-candidate study, as data."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jspec.distill.recipe import check_name
+
+
+class Way(NamedTuple):
+    """A way to guess and to keep: a rule over a tree, and what stops drafting early, all as people
+    write them; `sliced` is whether the target then runs no more than was drafted."""
+
+    rule: str
+    tree: str
+    stop: str = ""
+    sliced: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        words = self.rule, self.tree, self.stop, "" if self.sliced else "unsliced"
+        return " ".join(filter(None, words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiCandidateStudy:
+    """Many candidates, as arXiv 2409.10644 has them and exact, with and without decisions to stop.
+
+    Attributes:
+      name: the study's folder below `output`.
+      served: temperatures.
+      baseline: the tree of multi-candidate speculation, decided by rejection without replacement.
+      depths: of chains; widths: of forks, which are `fork` deep; trees: k-ary ones, of which the
+        published method takes `static`, whose first level are roots.
+      deep: the tree along which deciders stop, each at every one of `thresholds`.
+      decision: a folder of `jspec decide`, or nothing.
+      prompts, prompt, tokens, repetitions: what is written, and how often.
+      draws: texts of three tokens by which a law is measured, on a model of few tokens.
+    """
+
+    name: str = "multi_candidate"
+    output: str = "runs"
+    target: str = "zoo:target"
+    draft: str = "zoo:distilled"
+    served: tuple[float, ...] = (0.0, 0.7, 1.0)
+    baseline: str = "4x2x2x1"
+    depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    widths: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
+    fork: int = 4
+    trees: tuple[str, ...] = ("2x1x1", "3x2x1", "4x2x2x1")
+    static: tuple[str, ...] = ("2x2x1", "2x4x3x1x1")
+    deep: str = "chain:8"
+    deciders: tuple[str, ...] = ("confidence", "entropy", "margin", "running")
+    thresholds: tuple[float, ...] = (0.2, 0.5)
+    decision: str = ""
+    prompts: int = 2
+    prompt: int = 64
+    tokens: int = 128
+    repetitions: int = 3
+    draws: int = 20_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field in ("fork", "prompts", "prompt", "tokens", "repetitions", "draws"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+        for field in ("served", "depths", "widths", "trees", "static", "deciders", "thresholds"):
+            values = getattr(self, field)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{field}={values}: give at least one value, and each once")
+        for field in ("depths", "widths"):
+            if min(getattr(self, field)) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: each is at least 1")
+        for threshold in self.thresholds:
+            if not 0 <= threshold <= 1:
+                raise ValueError(f"thresholds={threshold}: must lie between 0 and 1")
+        for temperature in self.served:
+            if not 0 <= temperature < math.inf:
+                raise ValueError(f"served={temperature}: must be 0 or a positive number")
+
+    @property
+    def mesh(self) -> str:
+        """It runs on one device."""
+        return ""
+
+    @property
+    def folder(self) -> Path:
+        """Where all of it lies."""
+        return Path(self.output).absolute() / self.name
+
+    def record(self) -> dict[str, Any]:
+        """What its results hang on, for JSON."""
+        fields = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in fields.items() if name not in ("name", "output")}
+
+    @property
+    def mcsd(self) -> Way:
+        """What all is held against: multi-candidate speculation as it was."""
+        return Way("without_replacement", self.baseline)
+
+    def stops(self) -> list[str]:
+        """What decides, at each threshold; a network at its own."""
+        cheap = [f"{name}:{limit:g}" for name in self.deciders for limit in self.thresholds]
+        return [*cheap, *([self.decision] if self.decision else [])]
+
+    def groups(self) -> dict[str, list[Way]]:
+        """Ways that are timed in turns, by what they are compared for."""
+        forks = [f"fork:{width}x{self.fork}" for width in self.widths]
+        chains = [f"chain:{depth}" for depth in self.depths]
+        rejections = "token_level", "block"
+        ways = "coupled", "without_replacement", "with_replacement", "traversal"
+        return {
+            "chains": [Way(rule, one) for rule in ("coupled", *rejections) for one in chains],
+            "trees": [Way(rule, one) for rule in ways for one in self.trees],
+            "forks": [Way("coupled", one) for one in forks],
+            "published": [Way("lossy", one) for one in (*forks, *self.static)],
+            "deciders": [
+                Way("coupled", self.deep),
+                *(Way("coupled", self.deep, stop) for stop in self.stops()),
+                *(Way("token_level", self.deep, f"confidence:{x:g}") for x in self.thresholds),
+            ],
+        }
