@@ -8,6 +8,7 @@ DRAFT = "zoo:distilled"
 CHAIN = "chain:3"
 TREE = "comb:2x1"
 LOOKUP = "chain:7"
+FORK = "fork:2x4"
 # The demo's alone.
 HEAD = "zoo:fspad"
 HEAD_TREE = "chain:6"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target, usual_tree
+from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.verb import DONE, INTERRUPTED, Verb
@@ -72,7 +72,8 @@ class Generate(Verb):
     """
     rule: Rule = "coupled"
     """Which guesses are kept. The text is plain decoding's under coupled, by_confidence and
-    one_sample, and under the others another of the same law."""
+    one_sample, and under the others another of the same law; but lossy, which is there to be
+    compared with, follows none."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False
@@ -173,7 +174,6 @@ class Generate(Verb):
         """Checks what is left to check, and starts the generation."""
         import jax
 
-        from jspec import verify
         from jspec.ragged import prompts
         from jspec.stream import stream, stream_plain
 
@@ -187,7 +187,7 @@ class Generate(Verb):
             options = {"target": target.model, "tokens": self.tokens}
             return stream_plain(target.params, batch, keys, law, **options)
         model, drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
-        rule = getattr(verify, self.rule)
+        rule = find_rule(self.rule)
         rule.admit(drafter.tree, drafter.draws)
         return stream(
             target.params,
@@ -232,6 +232,7 @@ class Generate(Verb):
                 "may guess badly, and the text stays what it is",
                 soft_wrap=True,
             )
+        draft = under(self.rule, draft, target)
         return draft.reading(target.model), draft.drafter(tree), draft.params
 
     def _report(self, writing: Writing, prompt: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target, usual_tree
+from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
@@ -98,15 +98,15 @@ class Verify(Verb):
         )
 
     def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
-        from jspec import verify
         from jspec.bench.suite import drafted, lookup
 
-        rule, context = getattr(verify, self.rule), target.model.config.context
+        rule, context = find_rule(self.rule), target.model.config.context
         if draft is None:
             tree = self.tree or settings.LOOKUP
             method = lookup(f"look-up {tree}", tree, context, rule)
         else:
             tree = self.tree or usual_tree(self.rule)
+            draft = under(self.rule, draft, target)
             method = drafted(f"{self._guesser} {tree}", draft, tree, context, rule)
         rule.admit(method.drafter.tree, method.drafter.draws)
         return method

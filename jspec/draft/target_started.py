@@ -98,15 +98,10 @@ class TargetStartedDrafter:
                 f"drafter={type(draft).__name__}: only a small model guesses below roots of the "
                 "target's law, so give SmallModelDrafter"
             )
-        if isinstance(self.tree, Growth):
-            raise ValueError(
-                f"tree of {self.tree.size} nodes grows, and roots of the target's law are drawn "
-                "into a static tree: give fork:2x4 or 2x4x4x1"
-            )
         warnings.warn(LOSS, LossyWarning, stacklevel=3)
 
     @property
-    def tree(self) -> Tree:
+    def tree(self) -> Tree | Growth:
         return self.drafter.tree
 
     def read(self, output: Output) -> Array | None:
