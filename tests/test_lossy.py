@@ -1,5 +1,6 @@
 """The published multi-candidate method does what its code does, is not exact, and says so."""
 
+import functools
 import itertools
 import warnings
 
@@ -35,6 +36,11 @@ ROWS, TOKENS, LONGEST = 12, 12, 20
 TEMPERATURES = np.tile([0.0, 0.5, 1.0, 1.5], ROWS // 4)
 
 
+@functools.partial(jax.jit, static_argnames=("tree",))
+def roll(keys, length, how, *, tree: Tree):
+    return lossy.roll(keys, length, how, tree=tree, vocabulary=VOCABULARY)
+
+
 def started(tree: Tree) -> TargetStartedDrafter:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LossyWarning)
@@ -48,7 +54,7 @@ def beside(draft):
 
 def cousin():
     """Of a draft that is often right."""
-    return jax.jit(near)(enumerable_params(), jax.random.key(45), 0.3)
+    return jax.jit(near)(enumerable_params(), jax.random.key(45), 0.1)
 
 
 def lossy_draws(seed: int, tree: Tree, **how: float):
@@ -90,7 +96,14 @@ def test_one_chain_is_exact_once_every_residual_is_right():
     assert p_value(counts_of(wrong), law) < 1e-9
 
 
-@pytest.mark.parametrize("tree", [SINGLE, Tree.fork(3, 3), STATIC], ids=["one", "fork", "static"])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        pytest.param(SINGLE, marks=pytest.mark.slow, id="one chain"),
+        pytest.param(Tree.fork(3, 3), id="fork"),
+        pytest.param(STATIC, id="static"),
+    ],
+)
 def test_the_text_is_that_of_the_published_loop_with_the_same_dice(tree):
     draft = cousin()
     keys = jax.random.split(jax.random.key(203), ROWS)
@@ -109,18 +122,19 @@ def test_the_text_is_that_of_the_published_loop_with_the_same_dice(tree):
     np.testing.assert_array_equal(written.tokens, [text for text, _ in loops])
     # One round more asks for the law after the prompt.
     np.testing.assert_array_equal(written.rounds, [1 + rounds for _, rounds in loops])
-    assert written.rounds.sum() > 70 and np.asarray(written.kept_by_depth)[:, 2:].sum() > 20
+    kept = np.asarray(written.kept_by_depth).sum(axis=0)
+    print(f"{written.rounds.sum()} rounds, kept by depth {kept}")
+    assert written.rounds.sum() > 60 and np.all(kept[1:-1] > 10)
 
 
 def published(key, tree: Tree, temperature: float, draft) -> tuple[list[int], int]:
     """The loop of the published code, a node at a time, and its rounds; node 0 is none of its."""
     widths = [tree.children(depth) for depth in range(tree.depth)]
     fork = set(widths[1:]) == {1}
+    how = sampling(1, temperature=temperature)
     text, rounds, law = [*PROMPT], 0, softmax(after([PROMPT], enumerable_params())[0])
     while len(text) - len(PROMPT) < TOKENS:
-        how = sampling(1, temperature=temperature)
-        place = jnp.array([len(text)])
-        dice = lossy.roll(key[None], place, how, tree=tree, vocabulary=VOCABULARY)
+        dice = roll(key[None], np.array([len(text)]), how, tree=tree)
         guess, test = np.asarray(dice.guess)[0, :, 0], np.asarray(dice.test)[0]
         paths = {1 + rank: [t] for rank, t in enumerate(drawn(law, guess[0], widths[0]))}
         level, start, q = dict(paths), 1, {}

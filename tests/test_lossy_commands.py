@@ -60,6 +60,6 @@ def test_it_is_timed_beside_the_others(capsys):
     drafts = ("--drafts", "zoo:distilled", "zoo:fspad", "--trees", "fork:2x2", "grow:2x2x4")
     rules = ("--lookups", "chain:2", "--rules", "coupled", "lossy")
     code, out, said = run(capsys, "bench", "--json", *size, *drafts, *rules)
-    named = {row["method"] for row in json.loads(out)["methods"]}
+    named = {row["method"] for row in json.loads(out)["results"]}
     assert code == 0 and said.count(LOSS) == 1
     assert {name for name in named if name.endswith(" lossy")} == {"zoo:distilled fork:2x2 lossy"}
