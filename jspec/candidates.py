@@ -1,5 +1,6 @@
 """What passes between a drafter, a verification rule and the loop."""
 
+from enum import Enum
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -12,6 +13,23 @@ from jspec.sampling import Sampling
 from jspec.tree import Tree
 
 Dice = Any
+
+
+class Draws(Enum):
+    """Where candidates come from."""
+
+    RULE = "the rule drew all of them, from the draft's law"
+    DRAFTER = "the drafter chose them"
+    TARGET = "the rule drew the first level from the target's law, and the others from the draft's"
+
+    def refuse_roots(self) -> None:
+        """Raises `ValueError` for a first level of the target's law, which no exact rule takes."""
+        if self is Draws.TARGET:
+            raise ValueError(
+                "a drafter that is target-started guesses for a token that the target has yet to "
+                "draw, and under an exact rule it has drawn that one before drafting begins (it is "
+                "node 0 of every tree): give the draft's own drafter, or the lossy rule"
+            )
 
 
 @struct.dataclass
@@ -82,11 +100,11 @@ class Rule(Protocol):
     WEIGHS: bool
     """Whether `verify` needs the draft's logits."""
 
-    def admit(self, tree: Tree | Growth, draws: bool) -> None:
+    def admit(self, tree: Tree | Growth, draws: Draws) -> None:
         """Raises `ValueError` with the reason if the rule is not exact for such candidates.
 
         Args:
-          draws: whether they are what `draw` gave, all of them, or a drafter's own choice.
+          draws: where they come from.
         """
 
     def roll(

@@ -10,6 +10,7 @@ import pytest
 from texts import rows_of
 
 from jspec import Growth, Tree, generate, sampling
+from jspec.candidates import Draws
 from jspec.decode import begin, speculate
 from jspec.draft.expanding import best, expand
 from jspec.draft.protocol import Text
@@ -211,8 +212,8 @@ def test_how_a_tree_grows_does_not_change_the_text_and_does_change_the_guesses(
 
 def test_a_rule_of_how_trees_grow_refuses_one_that_does_not():
     with pytest.raises(ValueError, match="rule=by_confidence .* this one is static: give grow"):
-        by_confidence.admit(Tree.chain(2), True)
-    by_confidence.admit(Growth(2, 2, 3), True)
+        by_confidence.admit(Tree.chain(2), Draws.DRAFTER)
+    by_confidence.admit(Growth(2, 2, 3), Draws.DRAFTER)
 
 
 def test_a_draft_that_is_wrong_by_gumbel_noise_is_scored_by_how_often_it_is_right():

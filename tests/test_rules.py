@@ -26,6 +26,7 @@ from jspec import (
     prompts,
     sampling,
 )
+from jspec.candidates import Draws
 from jspec.verify import (
     block,
     coupled,
@@ -239,7 +240,7 @@ def test_a_drafter_that_chooses_its_candidates_is_refused(rule, kind, target, pa
 def test_a_rule_along_chains_refuses_a_tree(rule):
     said = f"^rule='{name_of(rule)}' follows a chain, and the tree has 7"
     with pytest.raises(ValueError, match=said):
-        rule.admit(PAIRS, True)
+        rule.admit(PAIRS, Draws.RULE)
 
 
 def test_the_residual_of_equal_laws_is_the_law():

@@ -1,6 +1,7 @@
 """What can guess for a target: a model of its own, or a head that reads the target's features."""
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from jax import Array
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.draft.target_started import LossyWarning, TargetStartedDrafter, TargetStartedParams
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
 from jspec.growth import Growth
@@ -73,7 +75,7 @@ class ModelDraft:
         return SmallModelDrafter(self.checkpoint.model, tree)
 
     def logits(self, tokens: Array) -> Array:
-        return model_logits(self.params, tokens, model=self.checkpoint.model)
+        return model_logits(self.checkpoint.params, tokens, model=self.checkpoint.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +111,23 @@ class HeadDraft:
         head, target = self.checkpoint.head, self.target.model
         seen = seen_by(self.target.params, tokens, head=head, model=self.reading(target))
         return head_logits(self.params, tokens, seen, head=head, target=target)
+
+
+@dataclass(frozen=True, eq=False)
+class StartedDraft(ModelDraft):
+    """A language model below roots of its target's law: a `Draft` for the lossy rule alone. Whoever
+    makes one tells the user what that does to the text."""
+
+    target: Checkpoint
+
+    @property
+    def params(self) -> TargetStartedParams:
+        return TargetStartedParams(self.checkpoint.params, self.target.params)
+
+    def drafter(self, tree: Tree | Growth) -> TargetStartedDrafter:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LossyWarning)
+            return TargetStartedDrafter(super().drafter(tree), self.target.model)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -10,6 +10,7 @@ TREE = "comb:2x1"
 # Of `jspec generate` and `jspec verify`: the fastest, found by measuring.
 USUAL_TREE = "auto"
 LOOKUP = "chain:7"
+FORK = "fork:2x4"
 # The demo's alone.
 HEAD = "zoo:fspad"
 HEAD_TREE = "chain:6"

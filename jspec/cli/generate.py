@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.trees import AUTO, find_tree
@@ -18,6 +18,7 @@ from jspec.cli.writing import Writing, read_prompt
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from jspec.candidates import Rule as Verification
     from jspec.draft.protocol import Drafter
     from jspec.formats.huggingface import Checkpoint
     from jspec.models.protocol import LinenModel, Params
@@ -71,10 +72,11 @@ class Generate(Verb):
     tree: str | None = None
     """What to guess: chain:5, 4x2x2x1, fork:4x5, comb:3x2x2, grow:4x4x12, or a file of JSON paths;
     auto, as where nothing is said, is the static tree that was fastest when it was measured on this
-    machine, once for the pair (in a launch of several processes comb:2x1)."""
+    machine, once for the pair (in a launch of several processes chain:3)."""
     rule: Rule = "coupled"
     """Which guesses are kept. The text is plain decoding's under coupled, by_confidence and
-    one_sample, and under the others another of the same law."""
+    one_sample, and under the others another of the same law; but lossy, which is there to be
+    compared with, follows none."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False
@@ -92,7 +94,7 @@ class Generate(Verb):
         from jspec.text import Reader
 
         if self.distributed and self.tree == AUTO:
-            raise ValueError("tree='auto': each process would find its own: name one, as comb:2x1")
+            raise ValueError("tree='auto': each process would find its own: name one, as chain:3")
         first = joined() if self.distributed else True
         self._check()
         text = read_prompt(self.prompt, self.file)
@@ -177,7 +179,6 @@ class Generate(Verb):
         """Checks what is left to check, and starts the generation."""
         import jax
 
-        from jspec import verify
         from jspec.ragged import prompts
         from jspec.stream import stream, stream_plain
 
@@ -190,8 +191,8 @@ class Generate(Verb):
         if self.plain:
             options = {"target": target.model, "tokens": self.tokens}
             return stream_plain(target.params, batch, keys, law, **options)
-        model, drafter, draft = self._drafter(target, len(ids) + self.tokens, mesh)
-        rule = getattr(verify, self.rule)
+        rule = find_rule(self.rule)
+        model, drafter, draft = self._drafter(target, len(ids) + self.tokens, rule, mesh)
         rule.admit(drafter.tree, drafter.draws)
         return stream(
             target.params,
@@ -206,11 +207,10 @@ class Generate(Verb):
         )
 
     def _drafter(
-        self, target: "Checkpoint", length: int, mesh: "Mesh | None"
+        self, target: "Checkpoint", length: int, rule: "Verification", mesh: "Mesh | None"
     ) -> "tuple[LinenModel, Drafter, Params]":
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
-        from jspec import verify
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
@@ -219,7 +219,7 @@ class Generate(Verb):
             tree = read_tree(settings.LOOKUP if self.tree is None else self.tree, context)
             return target.model, LookupDrafter(tree), ()
         # Processes that measured each for itself could end with different trees.
-        usual = settings.TREE if self.distributed else settings.USUAL_TREE
+        usual = settings.CHAIN if self.distributed else usual_tree(self.rule)
         named = usual if self.tree is None else self.tree
         if named != AUTO:
             read_tree(named, context)  # what is misnamed is told before a draft is loaded
@@ -241,10 +241,10 @@ class Generate(Verb):
                 "may guess badly, and the text stays what it is",
                 soft_wrap=True,
             )
+        draft = under(self.rule, draft, target)
         tree = find_tree(
             named, target, draft,
-            rule=getattr(verify, self.rule), temperature=self.temperature, dtype=self.dtype,
-            mesh=mesh,
+            rule=rule, temperature=self.temperature, dtype=self.dtype, mesh=mesh,
         )  # fmt: skip
         return draft.reading(target.model), draft.drafter(tree), draft.params
 

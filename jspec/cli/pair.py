@@ -1,14 +1,19 @@
 """A target and its draft, as the command line names them."""
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from jspec.bench import settings
+from jspec.cli.screen import console
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jspec.bench.drafts import Draft
+    from jspec.candidates import Rule as Verification
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
 
@@ -22,7 +27,37 @@ Rule = Literal[
     "with_replacement",
     "without_replacement",
     "traversal",
+    "lossy",
 ]
+LOSSY: Rule = "lossy"
+
+
+def usual_tree(rule: Rule) -> str:
+    """What a draft guesses under a rule where nothing is said."""
+    return settings.FORK if rule == LOSSY else settings.USUAL_TREE
+
+
+def find_rule(rule: Rule) -> "Verification":
+    """The rule of that name; of the lossy one a line says what it does to the text."""
+    if rule == LOSSY:
+        from jspec.draft.target_started import LOSS
+
+        console().print(LOSS, soft_wrap=True)
+    return importlib.import_module(f"jspec.verify.{rule}")
+
+
+def under(rule: Rule, draft: "Draft", target: "Checkpoint") -> "Draft":
+    """The draft as it guesses under a rule: under the lossy one below roots of the target's law."""
+    from jspec.bench.drafts import ModelDraft, StartedDraft
+
+    if rule != LOSSY:
+        return draft
+    if not isinstance(draft, ModelDraft):
+        raise ValueError(
+            "rule='lossy' has small models guess below roots of the target's law, and the draft is "
+            "a head: give a small model, such as zoo:distilled, or another rule"
+        )
+    return StartedDraft(draft.checkpoint, target)
 
 
 def read_model(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, find_draft, read_target
+from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.trees import find_tree
 from jspec.cli.verb import DONE, FAILED, Verb
@@ -99,15 +99,15 @@ class Verify(Verb):
         )
 
     def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
-        from jspec import verify
         from jspec.bench.suite import Method, lookup
 
-        rule, context = getattr(verify, self.rule), target.model.config.context
+        rule, context = find_rule(self.rule), target.model.config.context
         if draft is None:
             tree = self.tree or settings.LOOKUP
             method = lookup(f"look-up {tree}", tree, context, rule)
         else:
-            named = self.tree or settings.USUAL_TREE
+            named = self.tree or usual_tree(self.rule)
+            draft = under(self.rule, draft, target)
             hot = max(self.temperatures)
             tree = find_tree(named, target, draft, rule=rule, temperature=hot, dtype=self.dtype)
             name = f"{self._guesser} {named}"

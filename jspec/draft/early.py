@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Rule
+from jspec.candidates import Candidates, Dice, Draws, Rule
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.growing import (
     NO_ROW,
@@ -86,7 +86,7 @@ class EarlyDrafter:
         return self.drafter.tree
 
     @property
-    def draws(self) -> bool:
+    def draws(self) -> Draws:
         return self.drafter.draws
 
     def read(self, output: Output) -> Array | None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Rule
+from jspec.candidates import Candidates, Dice, Draws, Rule
 from jspec.draft.protocol import Text
 from jspec.growth import Growth
 from jspec.models.protocol import Output, Params
@@ -29,7 +29,7 @@ class LookupDrafter:
     tree: Tree
     longest: int = 4
     shortest: int = 1
-    draws: ClassVar[bool] = False
+    draws: ClassVar[Draws] = Draws.DRAFTER
 
     def read(self, output: Output) -> None:
         """It needs nothing of the target."""

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Rule
+from jspec.candidates import Candidates, Dice, Draws, Rule
 from jspec.growth import Growth
 from jspec.models.protocol import Output, Params
 from jspec.penalties import History
@@ -33,8 +33,8 @@ class Drafter(Protocol):
     """
 
     tree: Tree | Growth
-    draws: bool
-    """Whether its candidates are the rule's draws, and all of them, or a choice of its own."""
+    draws: Draws
+    """Where its candidates come from."""
 
     def read(self, output: Output) -> Array | None:
         """What it takes of the target's pass over a prompt: `[B, T, E]`, or nothing."""

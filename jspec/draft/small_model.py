@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit, empty_block
-from jspec.candidates import Candidates, Dice, Rule
+from jspec.candidates import Candidates, Dice, Draws, Rule
 from jspec.draft.expanding import expand
 from jspec.draft.growing import NO_ROW, Grow, Level, grow
 from jspec.draft.protocol import Text
@@ -51,8 +51,8 @@ class SmallModelDrafter:
         """It needs nothing of the target."""
 
     @property
-    def draws(self) -> bool:
-        return isinstance(self.tree, Tree)
+    def draws(self) -> Draws:
+        return Draws.RULE if isinstance(self.tree, Tree) else Draws.DRAFTER
 
     def start(
         self,

@@ -11,7 +11,7 @@ from jspec.bench.drafts import Draft
 from jspec.bench.suite import PLAIN, Method, Program, Workload
 from jspec.bench.summary import summarise
 from jspec.bench.timing import interleave
-from jspec.candidates import Rule
+from jspec.candidates import Draws, Rule
 from jspec.formats.huggingface import Checkpoint
 from jspec.plan.costs import Costs
 from jspec.plan.measured import PROBES, acceptance, admitted_trees, costs, method_of
@@ -68,7 +68,7 @@ def choose(
       work: batches of the size that is to be served; its prompts are what acceptance is of.
       tick: told what is being done.
     """
-    rule.admit(Tree.chain(1), True)
+    rule.admit(Tree.chain(1), Draws.RULE)
     how = {"rule": rule, "temperature": temperature}
     tick("measuring what is accepted")
     accepted = acceptance(draft, target, work, depth=DEPTH, width=WIDTH, **how)

@@ -8,7 +8,7 @@ import numpy as np
 from jspec.bench.drafts import Draft
 from jspec.bench.rounds import ROUNDS, Loops, loops, seconds
 from jspec.bench.suite import PLAIN, Method, Program, Workload
-from jspec.candidates import Rule
+from jspec.candidates import Draws, Rule
 from jspec.formats.huggingface import Checkpoint
 from jspec.plan.costs import Costs, rising
 from jspec.tree import Tree
@@ -25,7 +25,7 @@ def admitted_trees(trees: Sequence[Tree], rule: Rule, context: int) -> list[Tree
     kept = []
     for tree in trees:
         try:
-            rule.admit(tree, True)
+            rule.admit(tree, Draws.RULE)
         except ValueError:
             continue
         if tree.size <= context:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import rejection, without_replacement
@@ -21,7 +21,7 @@ roll, draw = without_replacement.roll, without_replacement.draw
 LEAST = jnp.finfo(jnp.float32).tiny
 
 
-def admit(tree: Tree, draws: bool) -> None:
+def admit(tree: Tree, draws: Draws) -> None:
     """Raises `ValueError` for a tree that is no chain, or candidates that are not drawn."""
     rejection.admit_chain("block", tree)
     rejection.admit("block", draws)

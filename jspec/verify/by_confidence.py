@@ -7,6 +7,7 @@ draft's confidence alone decides. The text is the same.
 import jax.numpy as jnp
 from jax import Array
 
+from jspec.candidates import Draws
 from jspec.growth import Growth
 from jspec.sampling import Sampling
 from jspec.tree import Tree
@@ -16,7 +17,7 @@ WEIGHS = False
 roll, draw, verify = coupled.roll, coupled.draw, coupled.verify
 
 
-def admit(tree: Tree | Growth, draws: bool) -> None:
+def admit(tree: Tree | Growth, draws: Draws) -> None:
     """Trees that grow; over others it is the coupled rule."""
     if isinstance(tree, Tree):
         raise ValueError(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.growth import Growth
 from jspec.sampling import Sampling, noise, pick
 from jspec.tree import Tree
@@ -22,8 +22,9 @@ WEIGHS = False
 ERROR, ERROR_OF_HEAT = 0.45, 0.2
 
 
-def admit(tree: Tree | Growth, draws: bool) -> None:
-    """Any candidates will do."""
+def admit(tree: Tree | Growth, draws: Draws) -> None:
+    """Any candidates will do but those of another scheme, which raise `ValueError`."""
+    draws.refuse_roots()
 
 
 def roll(

@@ -9,6 +9,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from jspec.candidates import Draws
 from jspec.sampling import Sampling
 from jspec.threefry import gumbel
 from jspec.tree import Tree
@@ -16,13 +17,14 @@ from jspec.tree import Tree
 DRAFTING, TESTING, EMITTING = 1, 2, 3
 
 
-def admit(rule: str, draws: bool) -> None:
+def admit(rule: str, draws: Draws) -> None:
     """Raises `ValueError` for candidates that are not draws of the draft's law."""
-    if not draws:
+    draws.refuse_roots()
+    if draws is Draws.DRAFTER:
         raise ValueError(
             f"rule={rule!r} weighs draws of the draft's law, and this drafter chooses its "
-            "candidates itself: the text would not follow the target's law; use coupled or "
-            "one_sample"
+            "candidates itself, so that none comes as often as the law that it would be weighed "
+            "by says: the text would not follow the target's law; use coupled or one_sample"
         )
 
 

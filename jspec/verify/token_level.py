@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import rejection, without_replacement
@@ -18,7 +18,7 @@ WEIGHS = True
 roll, draw = without_replacement.roll, without_replacement.draw
 
 
-def admit(tree: Tree, draws: bool) -> None:
+def admit(tree: Tree, draws: Draws) -> None:
     """Raises `ValueError` for a tree that is no chain, or candidates that are not drawn."""
     rejection.admit_chain("token_level", tree)
     rejection.admit("token_level", draws)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.sampling import Sampling
 from jspec.tree import NO_NODE, Tree
 from jspec.verify import rejection, without_replacement
@@ -24,7 +24,7 @@ WEIGHS = True
 roll, draw = without_replacement.roll, without_replacement.draw
 
 
-def admit(tree: Tree, draws: bool) -> None:
+def admit(tree: Tree, draws: Draws) -> None:
     """Raises `ValueError` for candidates that are not drawn."""
     rejection.admit("traversal", draws)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import rejection
@@ -14,7 +14,7 @@ from jspec.verify.rejection import Dice, row_of
 WEIGHS = True
 
 
-def admit(tree: Tree, draws: bool) -> None:
+def admit(tree: Tree, draws: Draws) -> None:
     """Raises `ValueError` for candidates that are not drawn."""
     rejection.admit("with_replacement", draws)
 

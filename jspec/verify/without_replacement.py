@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
+from jspec.candidates import Candidates, Draws, Verdict
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 from jspec.verify import rejection
@@ -21,7 +21,7 @@ WEIGHS = True
 LEAST = jnp.finfo(jnp.float32).min
 
 
-def admit(tree: Tree, draws: bool) -> None:
+def admit(tree: Tree, draws: Draws) -> None:
     """Raises `ValueError` for candidates that are not drawn."""
     rejection.admit("without_replacement", draws)
 
