@@ -6,10 +6,17 @@ from jspec.cache import Block, Cache
 from jspec.candidates import Candidates, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
 from jspec.decode import autoregress, generate, speculate
+from jspec.draft.early import EarlyDrafter, EarlyParams
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.draft.stopping.confidence import Confidence
+from jspec.draft.stopping.entropy import Entropy
+from jspec.draft.stopping.margin import Margin
+from jspec.draft.stopping.protocol import Stop
+from jspec.draft.stopping.running import Running
+from jspec.formats.decision import Decision, load_decision, save_decision
 from jspec.formats.heads import HeadCheckpoint, load_head, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.growth import Growth
@@ -33,7 +40,12 @@ __all__ = [
     "Cache",
     "Candidates",
     "Checkpoint",
+    "Confidence",
+    "Decision",
     "Drafter",
+    "EarlyDrafter",
+    "EarlyParams",
+    "Entropy",
     "FeatureDrafter",
     "Generation",
     "Growth",
@@ -41,16 +53,19 @@ __all__ = [
     "HeadParams",
     "LinenModel",
     "LookupDrafter",
+    "Margin",
     "Model",
     "ModelConfig",
     "Output",
     "Prompts",
     "RopeScaling",
     "Rule",
+    "Running",
     "Sampling",
     "Shape",
     "SmallModelDrafter",
     "State",
+    "Stop",
     "Tree",
     "Verdict",
     "attend_layer",
@@ -61,12 +76,14 @@ __all__ = [
     "generate_many",
     "join",
     "load",
+    "load_decision",
     "load_head",
     "make_mesh",
     "observed",
     "prompts",
     "sampling",
     "save",
+    "save_decision",
     "save_head",
     "sharding",
     "speculate",

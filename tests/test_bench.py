@@ -134,6 +134,7 @@ def test_acceptance_counts_rounds_that_kept_each_depth():
     assert found["accepted_by_depth"] == [0.5, 0.25]
     assert found["guessed_tokens_per_round"] == found["tokens_per_round"] - 1
     assert found["acceptance_rate"] == 3 / 8
+    assert found["acceptance_rate_drafted"] == 3 / 8 and "waited_per_round" not in found
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,19 @@ def test_bench_refuses_bad_input_in_one_line(models, capsys, monkeypatch):
         ("--trees", "chain:2", "chain:2"): "trees=chain:2 chain:2 names one twice",
         ("--prompts", "100000"): "prompts=100000: the documents hold",
         ("--trees", "x", "--prompt-length", "8", "--tokens", "8"): "tree='x'",
+        ("--stop", "x:1", "--prompt-length", "8", "--tokens", "8"): "stop='x:1': no rule, and",
+        ("--stop", "margin:0", "margin:0"): "stop=margin:0 margin:0 names one twice",
+        ("--stop", "margin:0.3", "--breakdown"): "breakdown: rounds that stop early",
+        (
+            "--stop",
+            "margin:0.3",
+            "--trees",
+            "grow:2x2x4",
+            "--prompt-length",
+            "8",
+            "--tokens",
+            "8",
+        ): "stop=margin:0.3: drafts stop early along static trees",
     }.items():
         assert main(["bench", *arguments]) == 2
         out, err = capsys.readouterr()

@@ -130,6 +130,23 @@ def refused(capsys, *arguments: str) -> str:
         (("--prompt", "x", "--mesh", "tensor=8"), "mesh tensor=8 does not divide heads=2"),
         (("--prompt", "x", "--distributed"), "distributed: the other processes were not found"),
         (("--prompt", "x", "--tokenz", "3"), "--tokenz"),
+        (("--prompt", "x", "--stop", "luck:0.3"), "stop='luck:0.3': no rule, and no folder with"),
+        (("--prompt", "x", "--stop", "confidence"), "stop='confidence' has no threshold"),
+        (("--prompt", "x", "--stop", "margin:much"), "stop='margin:much': 'much' is no threshold"),
+        (("--prompt", "x", "--stop", "entropy:1.5"), "stop='entropy:1.5': threshold=1.5: must lie"),
+        (("--prompt", "x", "--stop", "running:nan"), "stop='running:nan': threshold=nan: must lie"),
+        (("--prompt", "x", "--stop", "network"), "has no decision.json: jspec decide writes"),
+        (("--prompt", "x", "--stop", ""), "stop='': no rule, and no folder"),
+        (("--prompt", "x", "--stop", "margin:0.3", "--lookup"), "look-up has nothing to stop"),
+        (("--prompt", "x", "--stop", "margin:0.3", "--plain"), "plain decoding has nothing to"),
+        (
+            ("--prompt", "x", "--stop", "margin:0.3", "--tree", "grow:2x2x4"),
+            "stop='margin:0.3': tree of 4 nodes grows",
+        ),
+        (
+            ("--prompt", "x", "--stop", "margin:0.3", "--rule", "token_level"),
+            "stop=margin reads dice that draft and target share, and rule='token_level' has none",
+        ),
     ],
 )
 def test_generate_refuses_bad_input_in_one_line(capsys, arguments, said):

@@ -33,6 +33,8 @@ class Draft(Protocol):
     """How many tokens it may guess."""
     context: int
     """How long the texts are that it was made for."""
+    width: int
+    """Of its hidden states."""
 
     def reading(self, target: LinenModel) -> LinenModel:
         """The target to run, which shows what the draft reads of it."""
@@ -45,6 +47,9 @@ class Draft(Protocol):
 
     def logits(self, tokens: Array) -> Array:
         """Of what follows each of `tokens` `[B, T]`: `[B, T, V]`, given the target's text."""
+
+    def states(self, tokens: Array) -> tuple[Array, Array]:
+        """The hidden states `[B, T, D]` that the logits are made of, and these."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,10 @@ class ModelDraft:
     def context(self) -> int:
         return self.checkpoint.model.config.context
 
+    @property
+    def width(self) -> int:
+        return self.checkpoint.model.config.width
+
     def reading(self, target: LinenModel) -> LinenModel:
         return target
 
@@ -75,7 +84,10 @@ class ModelDraft:
         return SmallModelDrafter(self.checkpoint.model, tree)
 
     def logits(self, tokens: Array) -> Array:
-        return model_logits(self.checkpoint.params, tokens, model=self.checkpoint.model)
+        return self.states(tokens)[1]
+
+    def states(self, tokens: Array) -> tuple[Array, Array]:
+        return model_states(self.checkpoint.params, tokens, model=self.checkpoint.model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +109,10 @@ class HeadDraft:
     def context(self) -> int:
         return self.checkpoint.head.config.context
 
+    @property
+    def width(self) -> int:
+        return self.checkpoint.head.config.width
+
     def reading(self, target: LinenModel) -> LinenModel:
         return observed(target, self.checkpoint.head.layers)
 
@@ -108,9 +124,17 @@ class HeadDraft:
         return FeatureDrafter(self.checkpoint.head, self.target.model, tree)
 
     def logits(self, tokens: Array) -> Array:
+        return self.states(tokens)[1]
+
+    def states(self, tokens: Array) -> tuple[Array, Array]:
         head, target = self.checkpoint.head, self.target.model
         seen = seen_by(self.target.params, tokens, head=head, model=self.reading(target))
-        return head_logits(self.params, tokens, seen, head=head, target=target)
+        return head_states(self.params, tokens, seen, head=head, target=target)
+
+
+def model_logits(params: Params, tokens: Array, *, model: Model) -> Array:
+    """A model's logits after each of `tokens` `[B, T]`: `[B, T, V]`."""
+    return model_states(params, tokens, model=model)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +155,10 @@ class StartedDraft(ModelDraft):
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def model_logits(params: Params, tokens: Array, *, model: Model) -> Array:
-    """A model's logits after each of `tokens` `[B, T]`: `[B, T, V]`."""
+def model_states(params: Params, tokens: Array, *, model: Model) -> tuple[Array, Array]:
+    """A model's hidden states `[B, T, D]` at `tokens` `[B, T]`, and its logits `[B, T, V]`."""
     hidden = model.forward(params, tokens, *_whole(tokens)).hidden
-    return model.logits(params, hidden)
+    return hidden, model.logits(params, hidden)
 
 
 @functools.partial(jax.jit, static_argnames=("head", "model"))
@@ -143,7 +167,6 @@ def seen_by(params: Params, tokens: Array, *, head: Head, model: Model) -> Array
     return head.read(model.forward(params, tokens, *_whole(tokens)))
 
 
-@functools.partial(jax.jit, static_argnames=("head", "target"))
 def head_logits(
     params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
 ) -> Array:
@@ -152,12 +175,20 @@ def head_logits(
     Args:
       seen: `[B, T, E]` what it read at those tokens.
     """
+    return head_states(params, tokens, seen, head=head, target=target)[1]
+
+
+@functools.partial(jax.jit, static_argnames=("head", "target"))
+def head_states(
+    params: HeadParams, tokens: Array, seen: Array, *, head: Head, target: EmbeddingModel
+) -> tuple[Array, Array]:
+    """The hidden states `[B, T, D]` beside them; none at the first token."""
     following = tokens[:, 1:]
     embedded = head.embed(params, following, target=target)
     features = head.fuse(params.head, seen[:, :-1])
     guess = head.forward(params.head, embedded, features, *_whole(following))
     logits = head.logits(params, guess.hidden, target=target)
-    return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
+    return tuple(jnp.pad(x, ((0, 0), (1, 0), (0, 0))) for x in (guess.hidden, logits))
 
 
 @functools.partial(jax.jit, static_argnames=("head", "target"))

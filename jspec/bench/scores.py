@@ -11,6 +11,7 @@ from jax import Array
 from scipy import optimize
 
 from jspec.decode import autoregress
+from jspec.distill.rollouts import before, widened, written_out
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts
 from jspec.sampling import noise, sampling
@@ -62,7 +63,8 @@ def foresight(
     how = sampling(len(keys), temperature=temperature)
     written = autoregress(params, prompts, keys, how, target=target, tokens=tokens).tokens
     vocabulary = target.config.vocabulary
-    logits = _read(prompts, written, guess=guess, vocabulary=vocabulary)
+    guesses = guess(written_out(prompts, written))
+    logits = widened(before(prompts, guesses, tokens), vocabulary)
     places = prompts.length[:, None] + jnp.arange(tokens)[None]
     dice = noise(keys, places, vocabulary, how).reshape(-1, 1, vocabulary)
     # Every place is the root of a sequence.
@@ -88,22 +90,3 @@ def foresight(
         error=float(np.exp(best.x)),
         fitted=-float(best.fun),
     )
-
-
-def _read(
-    prompts: Prompts,
-    written: Array,
-    *,
-    guess: Callable[[Array], Array],
-    vocabulary: int,
-) -> Array:
-    """The logits `[B, T, V]` before each of the tokens `written` `[B, T]` after prompts."""
-    count = written.shape[1]
-    text = jnp.pad(prompts.tokens, ((0, 0), (0, count)))
-    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
-    before = prompts.length[:, None] - 1 + jnp.arange(count)[None]
-    logits = guess(put(text, written, prompts.length, 0))
-    logits = jnp.take_along_axis(logits, before[..., None], axis=1)
-    missing = max(vocabulary - logits.shape[-1], 0)
-    padded = jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
-    return padded[..., :vocabulary]

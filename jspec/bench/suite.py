@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jspec.bench.drafts import Draft
+from jspec.bench.stops import admit, stopping
 from jspec.bench.timing import Run
 from jspec.candidates import Rule
 from jspec.decode import autoregress, generate
@@ -84,10 +85,17 @@ def workload(
     )
 
 
-def drafted(name: str, draft: Draft, tree: str, context: int, rule: Rule = coupled) -> Method:
-    """Speculation by a draft over a tree, which is given as text."""
-    drafter = draft.drafter(read_tree(tree, context))
-    return Method(name, drafter, draft.params, rule, draft.reading)
+def drafted(
+    name: str,
+    draft: Draft,
+    tree: str,
+    context: int,
+    rule: Rule = coupled,
+    stop: str | None = None,
+) -> Method:
+    """Speculation by a draft over a tree; it and what stops drafting early are given as text."""
+    drafter, params = stopping(draft, draft.drafter(read_tree(tree, context)), stop)
+    return Method(name, drafter, params, rule, draft.reading)
 
 
 def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:
@@ -100,7 +108,7 @@ def admitted(methods: Sequence[Method]) -> list[Method]:
     kept, refusal = [], None
     for method in methods:
         try:
-            method.rule.admit(method.drafter.tree, method.drafter.draws)
+            admit(method.rule, method.drafter)
         except ValueError as error:
             refusal = error
         else:
@@ -147,6 +155,8 @@ class Program:
             rounds,
             kept=int(kept[:, 1:].sum()),
             most=rounds * (kept.shape[1] - 1),
+            levels=int(generation.levels.sum()),
+            waited=int(generation.waited.sum()),
         )
 
     def write(self, batch: int, temperature: float) -> Generation:

@@ -19,6 +19,10 @@ class Row:
       speedup: the median over repetitions of the ratio to plain decoding in the same repetition.
       tokens_per_round: written tokens per forward pass of the target; None where not known.
       acceptance: guesses kept over the most that the rounds could keep; None without guesses.
+      acceptance_drafted: guesses kept over the levels that were drafted, which are fewer where
+        drafting stops early; None without guesses.
+      waited: levels a round that were drafted for other rows of the batch after a row's own last;
+        None in batches of one.
       identical: whether every token is plain decoding's; None where that cannot be expected.
     """
 
@@ -30,6 +34,8 @@ class Row:
     speedup: float
     tokens_per_round: float | None
     acceptance: float | None
+    acceptance_drafted: float | None
+    waited: float | None
     identical: bool | None
 
 
@@ -58,6 +64,8 @@ def summarise(samples: Sequence[Sample], *, coupled: Sequence[str]) -> list[Row]
                     median(ours / theirs for ours, theirs in zip(rates, plain, strict=True)),
                     _per_round(here, method),
                     _acceptance(here, method),
+                    _acceptance(here, method, of="levels"),
+                    _waited(here, method),
                     _texts(here, method) == texts if comparable else None,
                 )
             )
@@ -91,10 +99,16 @@ def _texts(samples: Sequence[Sample], method: str) -> list[list[list[int]]]:
     return [s.run.tokens.tolist() for s in sorted(runs, key=lambda s: s.batch)]
 
 
-def _acceptance(samples: Sequence[Sample], method: str) -> float | None:
+def _acceptance(samples: Sequence[Sample], method: str, of: str = "most") -> float | None:
     runs = [s.run for s in samples if s.method == method]
-    most = sum(run.most for run in runs)
+    most = sum(getattr(run, of) for run in runs)
     return sum(run.kept for run in runs) / most if most else None
+
+
+def _waited(samples: Sequence[Sample], method: str) -> float | None:
+    runs = [s.run for s in samples if s.method == method]
+    rounds = sum(run.rounds for run in runs if run.levels and len(run.tokens) > 1)
+    return sum(run.waited for run in runs) / rounds if rounds else None
 
 
 def _per_round(samples: Sequence[Sample], method: str) -> float | None:

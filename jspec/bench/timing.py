@@ -13,7 +13,8 @@ import numpy as np
 class Run:
     """One timed generation: `tokens` `[B, T]`, and how many `rounds` wrote them, all rows added.
 
-    `rounds` is 0 where it is not known. Of the guesses, `kept` were, and `most` could have been.
+    `rounds` is 0 where it is not known. Of the guesses, `kept` were, and `most` could have been had
+    every round drafted as deep as the tree; `levels` were drafted, and `waited` were for others.
     """
 
     seconds: float
@@ -21,6 +22,8 @@ class Run:
     rounds: int = 0
     kept: int = 0
     most: int = 0
+    levels: int = 0
+    waited: int = 0
 
 
 class Runner(Protocol):

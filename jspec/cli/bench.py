@@ -35,6 +35,10 @@ class Bench(Verb):
     paths."""
     lookups: tuple[str, ...] = settings.LOOKUPS
     """Chains and forks for prompt look-up."""
+    stop: tuple[str, ...] = ()
+    """What stops drafting early, each one more way along the static trees: confidence:0.3,
+    entropy:0.2, margin:0.3, running:0.3, network (beside the draft), or a folder of jspec decide.
+    """
     rules: tuple[Rule, ...] = ("coupled",)
     """Verification rules; each is run with the trees and drafters that it is exact for, and lossy,
     which is for none, with small models."""
@@ -127,7 +131,11 @@ class Bench(Verb):
         )
         check_seed(self.seed)
         check_temperatures(self.temperatures)
-        for name in ("drafts", "trees", "lookups", "rules", "temperatures"):
+        if self.stop and self.breakdown:
+            raise ValueError(
+                "breakdown: rounds that stop early are of many sizes, so leave it or --stop out"
+            )
+        for name in ("drafts", "trees", "lookups", "stop", "rules", "temperatures"):
             given = getattr(self, name)
             if len(set(given)) < len(given):
                 twice = " ".join(map(str, given))
@@ -149,21 +157,42 @@ class Bench(Verb):
     def _methods(self, target: "Checkpoint", drafts: "dict[str, Draft]") -> "list[Method]":
         from jspec.bench.drafts import ModelDraft
         from jspec.bench.suite import PLAIN, Method, admitted, drafted, lookup
+        from jspec.draft.early import EarlyDrafter
 
         context = target.model.config.context
         methods = []
         for word in self.rules:
             rule, said = find_rule(word), "" if word == "coupled" else f" {word}"
             methods += [
-                drafted(f"{name} {tree}{said}", under(word, draft, target), tree, context, rule)
+                drafted(
+                    " ".join(filter(None, (name, tree, stop))) + said,
+                    under(word, draft, target),
+                    tree,
+                    context,
+                    rule,
+                    stop,
+                )
                 for name, draft in drafts.items()
                 for tree in self.trees
                 if word != LOSSY or isinstance(draft, ModelDraft)
+                for stop in self._stops(tree, context)
             ]
             methods += [
                 lookup(f"look-up {tree}{said}", tree, context, rule) for tree in self.lookups
             ]
+        if self.stop and not any(isinstance(m.drafter, EarlyDrafter) for m in methods):
+            raise ValueError(
+                f"stop={' '.join(self.stop)}: drafts stop early along static trees, and there is "
+                "none: give a draft, and a tree such as chain:8"
+            )
         return [Method(PLAIN), *admitted(methods)]
+
+    def _stops(self, tree: str, context: int) -> tuple[str | None, ...]:
+        """In what ways drafting along a tree may end: at its leaves, and early."""
+        from jspec.shapes import read_tree
+        from jspec.tree import Tree
+
+        return (None, *(self.stop if isinstance(read_tree(tree, context), Tree) else ()))
 
     def _compile(
         self, method: "Method", target: "Checkpoint", work: "Workload", tick: Tick

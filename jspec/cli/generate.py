@@ -77,6 +77,9 @@ class Generate(Verb):
     """Which guesses are kept. The text is plain decoding's under coupled, by_confidence and
     one_sample, and under the others another of the same law; but lossy, which is there to be
     compared with, follows none."""
+    stop: str | None = None
+    """What stops drafting early: confidence:0.3, entropy:0.2, margin:0.3, running:0.3, network
+    (beside the draft), or a folder of jspec decide. The text stays the same."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False
@@ -131,6 +134,9 @@ class Generate(Verb):
             raise ValueError(f"tree={self.tree!r}: plain decoding guesses nothing, so leave it out")
         if self.plain and self.rule != "coupled":
             raise ValueError(f"rule={self.rule!r}: plain decoding keeps no guess, so leave it out")
+        if (self.plain or self.lookup) and self.stop is not None:
+            way = "look-up" if self.lookup else "plain decoding"
+            raise ValueError(f"stop={self.stop!r}: {way} has nothing to stop, so leave it out")
         if self.replicate_draft and (self.plain or self.lookup or not self.mesh):
             raise ValueError("replicate_draft: no mesh, or no draft to put there, so leave it out")
         if self.prompt is not None and self.file is not None:
@@ -179,6 +185,7 @@ class Generate(Verb):
         """Checks what is left to check, and starts the generation."""
         import jax
 
+        from jspec.bench.stops import admit
         from jspec.ragged import prompts
         from jspec.stream import stream, stream_plain
 
@@ -193,7 +200,7 @@ class Generate(Verb):
             return stream_plain(target.params, batch, keys, law, **options)
         rule = find_rule(self.rule)
         model, drafter, draft = self._drafter(target, len(ids) + self.tokens, rule, mesh)
-        rule.admit(drafter.tree, drafter.draws)
+        admit(rule, drafter)
         return stream(
             target.params,
             draft,
@@ -211,6 +218,7 @@ class Generate(Verb):
     ) -> "tuple[LinenModel, Drafter, Params]":
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
+        from jspec.bench.stops import stopping
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree
 
@@ -246,7 +254,7 @@ class Generate(Verb):
             named, target, draft,
             rule=rule, temperature=self.temperature, dtype=self.dtype, mesh=mesh,
         )  # fmt: skip
-        return draft.reading(target.model), draft.drafter(tree), draft.params
+        return draft.reading(target.model), *stopping(draft, draft.drafter(tree), self.stop)
 
     def _report(self, writing: Writing, prompt: int) -> None:
         """Statistics on stderr, or everything as one object on stdout."""
@@ -301,9 +309,19 @@ def describe(found: dict[str, Any], prompt: int, ended: str) -> list[str]:
     if found["accepted_by_depth"]:
         rates = ", ".join(f"{rate:.2f}" for rate in found["accepted_by_depth"])
         lines += [
-            f"accepted_by_depth {rates}; acceptance_rate {found['acceptance_rate']:.2f}",
+            f"accepted_by_depth {rates}; acceptance_rate {found['acceptance_rate']:.2f}"
+            + _of_drafted(found),
             f"({found['acceptance_definition']})",
         ]
     if ended == "stop string":
         lines += ["(rounds, and the rates a round, count what was written past the stop string)"]
     return lines
+
+
+def _of_drafted(found: dict[str, Any]) -> str:
+    """The same rate over the levels that were drafted, if there are any."""
+    rate = found["acceptance_rate_drafted"]
+    if rate is None:
+        return ""
+    levels = found["levels_per_round"]
+    return f", acceptance_rate_drafted {rate:.2f} at {levels:.2f} levels a round"

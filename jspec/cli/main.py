@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, subcommand
 
 from jspec.cli.bench import Bench
+from jspec.cli.decide import Decide
 from jspec.cli.demo import Demo
 from jspec.cli.distill import Distill
 from jspec.cli.export import Export
@@ -31,6 +32,7 @@ VERBS = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
+    | Annotated[Decide, subcommand("decide")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]

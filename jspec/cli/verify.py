@@ -38,6 +38,9 @@ class Verify(Verb):
     """
     rule: Rule = "coupled"
     """Which guesses are kept."""
+    stop: str | None = None
+    """What stops drafting early: confidence:0.3, entropy:0.2, margin:0.3, running:0.3, network
+    (beside the draft), or a folder of jspec decide."""
     temperatures: tuple[float, ...] = (0.0, 0.5, 1.0)
     """Temperatures to sample at."""
     prompts: int = 4
@@ -84,6 +87,8 @@ class Verify(Verb):
     def _check(self) -> None:
         if self.lookup and self.draft is not None:
             raise ValueError("draft and lookup exclude each other: give one of them")
+        if self.lookup and self.stop is not None:
+            raise ValueError(f"stop={self.stop!r}: look-up has nothing to stop, so leave it out")
         check_counts(prompts=self.prompts, prompt_length=self.prompt_length, tokens=self.tokens)
         check_seed(self.seed)
         check_temperatures(self.temperatures)
@@ -99,6 +104,7 @@ class Verify(Verb):
         )
 
     def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
+        from jspec.bench.stops import admit, stopping
         from jspec.bench.suite import Method, lookup
 
         rule, context = find_rule(self.rule), target.model.config.context
@@ -110,9 +116,10 @@ class Verify(Verb):
             draft = under(self.rule, draft, target)
             hot = max(self.temperatures)
             tree = find_tree(named, target, draft, rule=rule, temperature=hot, dtype=self.dtype)
-            name = f"{self._guesser} {named}"
-            method = Method(name, draft.drafter(tree), draft.params, rule, draft.reading)
-        rule.admit(method.drafter.tree, method.drafter.draws)
+            name = " ".join(filter(None, (self._guesser, named, self.stop)))
+            drafter, params = stopping(draft, draft.drafter(tree), self.stop)
+            method = Method(name, drafter, params, rule, draft.reading)
+        admit(rule, method.drafter)
         return method
 
     def _compile(
@@ -205,6 +212,7 @@ def _lines(
         lines.append(
             f"T={row['temperature']:g}: {_verdict(row)}; {row['tokens_per_round']:.2f} tokens a "
             f"round, {row['guessed_tokens_per_round']:.2f} guessed; accepted by depth {rates}"
+            f"{_early(row)}"
         )
     if health is not None:
         lines.append(
@@ -216,6 +224,18 @@ def _lines(
         lines += ["the draft is hardly worth its time; the likely causes, the likeliest first:"]
         lines += [f"  {number}. {reason}" for number, reason in enumerate(reasons, start=1)]
     return lines
+
+
+def _early(row: dict[str, Any]) -> str:
+    """What was kept of what was drafted, where that is less than a tree's depth a round."""
+    whole, drafted = row["acceptance_rate"], row["acceptance_rate_drafted"]
+    if drafted in (whole, None):
+        return ""
+    waited = f", {row['waited_per_round']:.2f} waited" if "waited_per_round" in row else ""
+    return (
+        f"; {row['levels_per_round']:.2f} levels drafted a round{waited}, kept {whole:.2f} of the "
+        f"tree's depth and {drafted:.2f} of what was drafted"
+    )
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -27,6 +27,9 @@ MODEL_FILES = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    # A network that decides was taught for the draft that was there.
+    "decision.json",
+    "decision.safetensors",
     *TOKENIZER_FILES,
 )
 

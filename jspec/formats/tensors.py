@@ -39,12 +39,27 @@ def list_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a model folder, by its key. Reads headers only."""
     found: dict[str, Stored] = {}
     for file in _files(folder):
-        for tensor in _header(file):
+        for tensor in listed(file):
             if tensor.key in found:
                 other = found[tensor.key].file.name
                 raise ValueError(f"{file}: {tensor.key} is in {other} too; keep one of them")
             found[tensor.key] = tensor
     return found
+
+
+def listed(file: Path) -> list[Stored]:
+    """Every tensor of one file."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            pieces = [(key, tensors.get_slice(key)) for key in tensors.keys()]
+            return [
+                Stored(file, key, tuple(piece.get_shape()), piece.get_dtype())
+                for key, piece in pieces
+            ]
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or no safetensors file ({error}): download or save it again"
+        ) from None
 
 
 def same(one: Stored, other: Stored) -> bool:
@@ -60,9 +75,9 @@ def pieces(matrix: Stored) -> Iterator[slice]:
     return (slice(row, min(row + COMPARED, count)) for row in range(0, count, COMPARED))
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], name: str = SINGLE) -> None:
     """Writes all tensors into one file."""
-    file = folder / SINGLE
+    file = folder / name
     file.touch()
     mode = file.stat().st_mode
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
@@ -124,17 +139,3 @@ def _absent(folder: Path) -> str:
         if others
         else ": a model folder holds config.json and one of the two"
     )
-
-
-def _header(file: Path) -> list[Stored]:
-    try:
-        with safe_open(file, framework="numpy") as tensors:
-            pieces = [(key, tensors.get_slice(key)) for key in tensors.keys()]
-            return [
-                Stored(file, key, tuple(piece.get_shape()), piece.get_dtype())
-                for key, piece in pieces
-            ]
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file} is truncated or no safetensors file ({error}): download or save it again"
-        ) from None

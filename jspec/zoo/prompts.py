@@ -1,10 +1,15 @@
-"""Prompts that no model of the zoo has seen, the same ones in every run."""
+"""Prompts out of what models of the zoo have not seen, and of what they have, ever the same."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from jspec.zoo.corpus import held_out_documents, out_of_domain_documents
+from jspec.zoo.corpus import (
+    held_out_documents,
+    out_of_domain_documents,
+    training_documents,
+)
 
+VALIDATED_ONE_IN = 8
 READ = 16_000  # characters of a document: enough windows, and quick to encode
 
 
@@ -23,6 +28,26 @@ def held_out_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]
 def out_of_domain_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
     """The same out of prose: the topics of `pydoc`."""
     return _windows(out_of_domain_documents(), tokenizer, count, length)
+
+
+def training_prompts(
+    tokenizer: Any, count: int, length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The same out of modules that the zoo learned from: `count` prompts to learn more from and, of
+    other modules, one in `VALIDATED_ONE_IN` of them to validate by."""
+    documents = training_documents()
+    kept = max(1, count // VALIDATED_ONE_IN)
+    apart = documents[::VALIDATED_ONE_IN]
+    rest = [text for place, text in enumerate(documents) if place % VALIDATED_ONE_IN]
+    return tuple(
+        _windows(_spread(part, wanted), tokenizer, wanted, length)
+        for part, wanted in ((rest, count), (apart, kept))
+    )
+
+
+def _spread(documents: list[str], count: int) -> list[str]:
+    """Some from everywhere, enough for `count` windows though many be short."""
+    return documents[:: max(1, len(documents) // (2 * count + 8))]
 
 
 def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) -> list[list[int]]:

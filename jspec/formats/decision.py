@@ -1,0 +1,164 @@
+"""Networks that decide how far a draft guesses, as two files: what they are, and their weights.
+
+They lie in a folder of their own, or beside the draft, where readers of models leave them alone.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jspec.draft.stopping.network import LAW_SIZES, HiddenNetwork, LawNetwork, Network
+from jspec.draft.stopping.protocol import check_threshold
+from jspec.formats.fields import LARGEST, Fields, number
+from jspec.formats.folder import read_json, write_json
+from jspec.formats.tensors import listed, write_tensors
+from jspec.models.protocol import Params
+
+ABOUT, WEIGHTS = "decision.json", "decision.safetensors"
+KINDS: dict[str, type[Network]] = {"hidden": HiddenNetwork, "law": LawNetwork}
+FIELDS = ("kind", "sizes", "threshold", "width", "temperatures")
+STORED = "F32"
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """A network that was taught, and for whom.
+
+    Attributes:
+      params: as `network.init` gives them.
+      width: of the hidden states of its draft.
+      temperatures: of the texts that it was taught on.
+    """
+
+    network: Network
+    params: Params
+    width: int
+    temperatures: tuple[float, ...]
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`."""
+        return next(kind for kind, its in KINDS.items() if type(self.network) is its)
+
+
+def save_decision(folder: str | Path, decision: Decision) -> None:
+    """Writes both files, in the place of those that are there; what lies beside them stays."""
+    folder = Path(folder).expanduser()
+    decision.network.check(decision.params)
+    tensors = {
+        f"layers.{layer}.{name}": np.asarray(x, np.float32)
+        for layer, weights in enumerate(decision.params)
+        for name, x in weights.items()
+    }
+    about = {
+        "kind": decision.kind,
+        "sizes": list(decision.network.sizes),
+        "threshold": decision.network.threshold,
+        "width": decision.width,
+        "temperatures": list(decision.temperatures),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{WEIGHTS}.partial"
+    try:
+        write_tensors(folder, tensors, partial.name)
+        # Weights without the file that says what they are count for nothing.
+        (folder / ABOUT).unlink(missing_ok=True)
+        partial.replace(folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_json(folder / ABOUT, about)
+
+
+def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
+    """Reads what `save_decision` wrote, checked to the last key.
+
+    Args:
+      width: of the hidden states of the draft that it is for; one that was taught for another width
+        is refused.
+    """
+    folder = Path(folder).expanduser()
+    about, weights = folder / ABOUT, folder / WEIGHTS
+    for file in (about, weights):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {file.name}: jspec decide writes {ABOUT} and {WEIGHTS}"
+            )
+    try:
+        decision = _read_about(read_json(about))
+    except ValueError as error:
+        raise ValueError(f"{about}: {str(error).removeprefix(f'{about} ')}") from None
+    if width is not None and decision.width != width:
+        raise ValueError(
+            f"{about}: width={decision.width}, and the draft's hidden states have {width}: teach "
+            "one for this draft by jspec decide"
+        )
+    params = _read_weights(weights, decision.network)
+    return Decision(decision.network, params, decision.width, decision.temperatures)
+
+
+def _read_about(fields: Fields) -> Decision:
+    """All but the weights."""
+    for name in FIELDS:
+        if name not in fields:
+            raise ValueError(f"{name} is missing: write it again by jspec decide")
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not known: {', '.join(FIELDS)} are")
+    kind, sizes, threshold = (fields[name] for name in ("kind", "sizes", "threshold"))
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not known: {' or '.join(KINDS)} is")
+    whole = isinstance(sizes, list) and all(type(x) is int and 0 < x <= LARGEST for x in sizes)
+    if not whole:
+        raise ValueError(f"sizes={sizes!r}: give positive whole numbers, from the input to 1")
+    if not _is_number(threshold):
+        raise ValueError(f"threshold={threshold!r}: must lie between 0 (never stop) and 1")
+    check_threshold(threshold)
+    network, width = KINDS[kind](tuple(sizes), threshold), number(fields, "width")
+    read = width if kind == "hidden" else LAW_SIZES[0]
+    if sizes[0] != read:
+        raise ValueError(f"sizes={sizes}: a network of kind={kind!r} reads {read} numbers here")
+    return Decision(network, (), width, _temperatures(fields["temperatures"]))
+
+
+def _temperatures(given: Any) -> tuple[float, ...]:
+    right = isinstance(given, list) and given
+    if not right or not all(_is_number(x) and 0 <= x < math.inf for x in given):
+        raise ValueError(f"temperatures={given!r}: give a list of numbers that are not negative")
+    return tuple(map(float, given))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_weights(file: Path, network: Network) -> Params:
+    """The parameters of the network, in memory, so that any device may take them."""
+    layers = list(enumerate(pairwise(network.sizes)))
+    shapes = {f"layers.{layer}.weight": (out, into) for layer, (into, out) in layers}
+    shapes |= {f"layers.{layer}.bias": (out,) for layer, (_, out) in layers}
+    stored = {tensor.key: tensor for tensor in listed(file)}
+    if stored.keys() != shapes.keys():
+        differing = ", ".join(sorted(stored.keys() ^ shapes.keys()))
+        raise ValueError(
+            f"{file}: {differing} is missing or not known: a network of sizes "
+            f"{list(network.sizes)} has weight and bias of layers.0 to layers.{len(layers) - 1}"
+        )
+    read = {}
+    for key, shape in shapes.items():
+        tensor = stored[key]
+        if (tensor.shape, tensor.dtype) != (shape, STORED):
+            raise ValueError(
+                f"{file}: {key} is {tensor.dtype} {list(tensor.shape)}, and {ABOUT} says {STORED} "
+                f"{list(shape)}: write both again by jspec decide"
+            )
+        read[key] = tensor.read()
+        if not np.isfinite(read[key]).all():
+            raise ValueError(
+                f"{file}: {key} holds numbers that are not finite: write it again by jspec decide"
+            )
+    names = ("weight", "bias")
+    return tuple({name: read[f"layers.{layer}.{name}"] for name in names} for layer, _ in layers)

@@ -1,0 +1,220 @@
+"""Commands that stop drafting early: the same text, both rates, and a network taught for it."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from test_cli import PROMPT, TOKENS, plain, refused, run
+
+from jspec.bench.drafts import ModelDraft
+from jspec.bench.stops import read_stop
+from jspec.cli.bench import Bench
+from jspec.distill.decision import untaught
+from jspec.draft.stopping.confidence import Confidence
+from jspec.draft.stopping.running import Running
+from jspec.formats.decision import ABOUT, WEIGHTS, Decision, load_decision, save_decision
+from jspec.formats.huggingface import load, save
+
+pytestmark = pytest.mark.usefixtures("small_zoo")
+
+GREEDY = ("--prompt", PROMPT, "--no-stop", "--tokens", str(TOKENS), "--seed", "7", "--json")
+
+
+def decision(width: int = 16, kind: str = "hidden") -> Decision:
+    network = untaught(kind, width, 0.5)
+    return Decision(network, network.init(jax.random.key(5)), width, (0.0,))
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """The folder of a network that fits the tiny drafts, with a name that has a colon."""
+    folder = tmp_path / "of:mine"
+    save_decision(folder, decision())
+    return folder
+
+
+def test_what_people_write_is_read(models, taught):
+    draft = ModelDraft(load(models / "distilled"))
+    assert read_stop("confidence:0.3", draft) == (Confidence(0.3), ())
+    assert read_stop("running:1", draft) == (Running(1.0), ())
+    for text, threshold in ((f"{taught}", 0.5), (f"{taught}:0.2", 0.2)):
+        stop, params = read_stop(text, draft)
+        assert (stop.threshold, stop.sizes) == (threshold, decision().network.sizes)
+        np.testing.assert_array_equal(params[0]["weight"], decision().params[0]["weight"])
+
+
+def test_generate_writes_the_plain_text_and_drafts_less(models, capsys):
+    code, out, _ = run(capsys, "generate", *GREEDY, "--tree", "chain:3", "--stop", "running:0.6")
+    record = json.loads(out)
+    assert code == 0 and record["ids"] == plain(models / "target")
+    assert 1 <= record["levels_per_round"] < 3
+    assert record["acceptance_rate_drafted"] > record["acceptance_rate"] > 0
+    kept = record["acceptance_rate_drafted"] * record["levels_per_round"]
+    assert kept == pytest.approx(record["guessed_tokens_per_round"])
+    assert "waited_per_round" not in record
+
+
+@pytest.mark.slow
+def test_a_network_beside_the_draft_is_found_and_the_text_is_the_same(models, capsys, tmp_path):
+    folder = shutil.copytree(models / "distilled", tmp_path / "draft")
+    save_decision(folder, decision())
+    of = ("--draft", str(folder), "--tree", "chain:3")
+    for stop in ("network", "network:0.2"):
+        code, out, _ = run(capsys, "generate", *GREEDY, *of, "--stop", stop)
+        record = json.loads(out)
+        assert code == 0 and record["ids"] == plain(models / "target")
+        assert 1 <= record["levels_per_round"] <= 3
+    # It was taught for the draft that was there.
+    other = load(models / "wide")
+    save(folder, other.model, other.params, tokenizer=models / "wide")
+    assert not (folder / ABOUT).exists() and not (folder / WEIGHTS).exists()
+    assert "has no decision.json" in refused(
+        capsys, "generate", *GREEDY[:-1], *of, "--stop", "network"
+    )
+
+
+def test_networks_that_do_not_fit_are_refused_in_one_line(capsys, taught):
+    save_decision(taught, decision(24))
+    asked = ("generate", *GREEDY[:-1], "--stop", str(taught))
+    assert "width=24, and the draft's hidden states have 16" in refused(capsys, *asked)
+    (taught / ABOUT).write_text("{}")
+    assert "kind is missing: write it again by jspec decide" in refused(capsys, *asked)
+    for verb in ("verify", "bench"):
+        short = ("--prompts", "1", "--prompt-length", "8", "--tokens", "8")
+        assert "kind is missing" in refused(capsys, verb, *short, "--stop", str(taught))
+    lookup = ("verify", "--lookup", "--stop", "margin:0.3")
+    assert "look-up has nothing to stop" in refused(capsys, *lookup)
+
+
+def test_bench_stops_early_along_static_trees_under_rules_that_it_can_decide_under(models):
+    target = load(models / "target")
+    drafts = {"wide": ModelDraft(load(models / "wide"))}
+    bench = Bench(
+        trees=("chain:2", "grow:2x2x4"),
+        lookups=(),
+        stop=("margin:0.3", "running:0.6"),
+        rules=("coupled", "token_level"),
+    )
+    assert [method.name for method in bench._methods(target, drafts)] == [
+        "plain",
+        "wide chain:2",
+        "wide chain:2 margin:0.3",
+        "wide chain:2 running:0.6",
+        "wide grow:2x2x4",
+        "wide chain:2 token_level",
+        # No dice are shared there, so that the margin says nothing.
+        "wide chain:2 running:0.6 token_level",
+    ]
+    with pytest.raises(ValueError, match="^stop=margin:0.3 running:0.6: drafts stop early along"):
+        replace(bench, trees=("grow:2x2x4",))._methods(target, drafts)
+
+
+@pytest.mark.slow
+def test_bench_says_both_rates_and_what_rows_waited(capsys):
+    code, out, _ = run(
+        capsys, *"bench --drafts zoo:wide --trees chain:2 --lookups --stop running:0.6 "
+        "--temperatures 0 --prompts 2 --batch 2 --prompt-length 8 --tokens 12 --repetitions 1 "
+        "--json".split(),
+    )  # fmt: skip
+    plain, whole, early = json.loads(out)["results"]
+    assert code == 0 and early["method"] == "zoo:wide chain:2 running:0.6" and early["identical"]
+    assert whole["acceptance"] == whole["acceptance_drafted"] and whole["waited"] == 0
+    assert early["acceptance_drafted"] >= early["acceptance"] and early["waited"] >= 0
+    assert plain["acceptance_drafted"] is None and plain["waited"] is None
+
+
+@pytest.mark.slow
+def test_verify_holds_what_stops_early_to_the_plain_text(capsys):
+    short = ("--prompts", "2", "--prompt-length", "24", "--tokens", "40", "--temperatures", "0")
+    asked = ("verify", *short, "--draft", "zoo:target", "--tree", "chain:3")
+    code, out, err = run(capsys, *asked, "--stop", "confidence:0.02")
+    assert code == 0
+    assert "levels drafted a round" in err and "waited" in err and "of what was drafted" in err
+    code, out, _ = run(capsys, *asked, "--stop", "confidence:1", "--json")
+    (row,) = json.loads(out)["temperatures"]
+    assert code == 0 and row["passed"] and row["levels_per_round"] == 1
+    assert row["acceptance_rate_drafted"] == pytest.approx(3 * row["acceptance_rate"])
+
+
+# jspec decide
+
+
+SHORT = ("--prompts", "4", "--prompt-length", "8", "--tokens", "16", "--batch", "4")
+
+
+def decide(capsys, folder, *arguments: str) -> dict:
+    asked = ("decide", *SHORT, "--epochs", "2", "--output", str(folder), "--json", *arguments)
+    code, out, _ = run(capsys, *asked)
+    assert code == 0 and out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_decide_writes_a_network_that_its_draft_takes(models, capsys, tmp_path):
+    folder = tmp_path / "new" / "network"
+    record = decide(capsys, folder, "--temperatures", "0", "1", "--threshold", "0.3")
+    found = load_decision(folder, width=16)
+    assert (found.kind, found.network.threshold, found.temperatures) == ("hidden", 0.3, (0, 1))
+    assert record["guesses"] == 4 * 16 * 2 and record["validated"] == 16 * 2
+    assert len(record["losses"]) == 2 and record["best_epoch"] in (1, 2)
+    names = ["hidden network", "law network", "confidence", "entropy", "margin"]
+    assert {(c["name"], c["rule"], c["temperature"]) for c in record["calibration"]} == {
+        (name, rule, t) for name in names for rule in ("coupled", "token_level") for t in (0, 1)
+    }
+    assert all(sum(b["count"] for b in c["bins"]) == 16 for c in record["calibration"])
+    for picture in record["pictures"]:
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((folder / "calibration.json").read_text())["losses"] == record["losses"]
+    stop, params = read_stop(str(folder), ModelDraft(load(models / "distilled")))
+    stop.check(params)
+
+
+@pytest.mark.slow
+def test_decide_teaches_the_law_network_of_a_head_and_the_same_seed_gives_the_same(
+    models, capsys, tmp_path, monkeypatch
+):
+    head = shutil.copytree(models / "fspad", tmp_path / "head")
+    asked = ("--draft", str(head), "--kind", "law", "--temperatures", "1")
+    decide(capsys, head, *asked)
+    decide(capsys, tmp_path / "again", *asked)
+    one, again = load_decision(head), load_decision(tmp_path / "again")
+    assert one.kind == "law" and one.width == 16
+    jax.tree.map(np.testing.assert_array_equal, one.params, again.params)
+    # Beside the head it disturbs nobody.
+    code, out, _ = run(
+        capsys, "generate", *GREEDY, "--draft", str(head), "--tree", "chain:3", "--stop", "network"
+    )
+    assert code == 0 and json.loads(out)["ids"] == plain(models / "target")
+
+
+@pytest.mark.slow
+def test_decide_prints_a_table(capsys, tmp_path):
+    code, out, err = run(
+        capsys, "decide", *SHORT, "--epochs", "1", "--temperatures", "1", "--output", str(tmp_path)
+    )
+    assert (code, out) == (0, "")
+    assert "calibration error" in err and "law network" in err and "64 guesses to learn" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--epochs", "0"), "epochs=0: must be at least 1"),
+        (("--prompts", "0"), "prompts=0: must be at least 1"),
+        (("--prompts", "3", "--batch", "2"), "batch=2: it must divide the number of prompts, 3"),
+        (("--prompt-length", "1"), "prompt_length=1: must be at least 2"),
+        (("--threshold", "2"), "threshold=2.0: must lie between 0"),
+        (("--temperatures", "-1"), "temperature=-1.0"),
+        (("--temperatures", "1", "1"), "temperatures=1.0 1.0 names one twice"),
+        (("--tokens", "400"), "more than the context of 320"),
+        (("--draft", "zoo:none"), "zoo:none is not in the zoo"),
+        (("--kind", "soft"), "soft"),
+        (("--output", __file__), "is a file: name a folder"),
+    ],
+)
+def test_decide_refuses_bad_input_in_one_line(capsys, tmp_path, arguments, said):
+    where = () if "--output" in arguments else ("--output", str(tmp_path / "out"))
+    assert said in refused(capsys, "decide", *SHORT, *arguments, *where)
+    assert not (tmp_path / "out").exists()
