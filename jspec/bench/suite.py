@@ -12,7 +12,7 @@ import numpy as np
 from jspec.bench.drafts import Draft
 from jspec.bench.stops import admit, stopping
 from jspec.bench.timing import Run
-from jspec.candidates import Rule
+from jspec.candidates import Draws, Rule
 from jspec.decode import autoregress, generate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
@@ -43,6 +43,11 @@ class Method:
     draft: Params = ()
     rule: Rule = coupled
     reading: Callable[[Model], Model] = as_it_is
+
+    @property
+    def lossy(self) -> bool:
+        """Whether it may write what plain decoding would not."""
+        return self.drafter is not None and self.drafter.draws is Draws.TARGET
 
 
 @dataclass(frozen=True, eq=False)

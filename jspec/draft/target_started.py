@@ -3,7 +3,8 @@
 Other drafters guess what follows a token that the target has chosen. This one lets the target
 choose W at once and guesses on below each; which of them is written, the lossy rule decides, and
 `jspec.verify.lossy` says what is wrong with that. The exact form is a draft's own drafter: the one
-root of its trees is the token that the target chose when it verified the tree before.
+root of its trees is the token that the target chose when it verified the tree before. Chosen so,
+whatever was drafted, more roots than that one cannot help.
 """
 
 import warnings
