@@ -60,6 +60,7 @@ def choose(
     rule: Rule,
     temperature: float,
     tick: Callable[[str], None],
+    spent: Costs | None = None,
 ) -> Choice:
     """Measures what is accepted and what rounds cost, finds the trees that would be fastest and the
     chains, and times these side by side.
@@ -67,12 +68,13 @@ def choose(
     Args:
       work: batches of the size that is to be served; its prompts are what acceptance is of.
       tick: told what is being done.
+      spent: what rounds cost, where that was measured before.
     """
     rule.admit(Tree.chain(1), Draws.RULE)
     how = {"rule": rule, "temperature": temperature}
     tick("measuring what is accepted")
     accepted = acceptance(draft, target, work, depth=DEPTH, width=WIDTH, **how)
-    spent = costs(draft, target, work, **how, repetitions=REPETITIONS, tick=tick)
+    spent = spent or costs(draft, target, work, **how, repetitions=REPETITIONS, tick=tick)
     finalists = list(dict.fromkeys(_finalists(accepted, spent, rule, target.model.config.context)))
     timed = _timed(finalists, draft, target, work, **how, tick=tick)
     tree = max(finalists, key=timed.__getitem__)

@@ -10,16 +10,15 @@ from jspec.bench.suite import Workload
 from jspec.distill.checkpoints import Note
 from jspec.formats.folder import claim
 from jspec.formats.huggingface import Checkpoint
-from jspec.plan.automatic import Choice, choose
+from jspec.plan.automatic import choose
 from jspec.shapes import write_tree
-from jspec.studies.multi_gauge import drift, timed
+from jspec.studies.multi_gauge import OVER, drift, timed
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.programs import drop_programs
 from jspec.studies.records import Record, Records, kept_in
 from jspec.verify import coupled
 
-HEADLINE = "headline"
-OVER = "over plain"
+HEADLINE, FASTEST = "headline", "fastest tree"
 
 
 class Pair(NamedTuple):
@@ -51,9 +50,7 @@ def multi_candidate(
         note(f"{name}: {len(ways)} ways")
         found += kept(name, lambda name=name, ways=ways: timed(recipe, pair, name, ways))
     note("the fastest static trees")
-    trees = kept(
-        "fastest trees", lambda: [_fastest(recipe, pair, served, note) for served in recipe.served]
-    )
+    trees = kept("fastest trees", lambda: _fastest(recipe, pair, note))
     note("the best of each kind, side by side")
     ways = headline(recipe, Records(found), {one.served: one.draft for one in trees})
     found += kept(HEADLINE, lambda: timed(recipe, pair, HEADLINE, ways))
@@ -84,16 +81,20 @@ def headline(
     return list(dict.fromkeys(ways))
 
 
-def _fastest(recipe: MultiCandidateStudy, pair: Pair, served: float, note: Note) -> Record:
-    """The tree that `tree=auto` takes at a temperature, as the draft of a record."""
-    drop_programs()
-    found: Choice = choose(
-        pair.draft, pair.target, pair.work, rule=coupled, temperature=served, tick=note
-    )
-    return Record(
-        draft=write_tree(found.tree), seed=0, domain="fastest tree", served=served,
-        measure=OVER, value=found.timed[found.tree],
-    )  # fmt: skip
+def _fastest(recipe: MultiCandidateStudy, pair: Pair, note: Note) -> list[Record]:
+    """The trees that `tree=auto` takes at each temperature, as the drafts of records."""
+    found, spent = [], None
+    for served in recipe.served:
+        choice = choose(
+            pair.draft, pair.target, pair.work,
+            rule=coupled, temperature=served, tick=note, spent=spent,
+        )  # fmt: skip
+        spent = choice.costs
+        tree = write_tree(choice.tree)
+        told = {"draft": tree, "seed": 0, "domain": FASTEST, "served": served, "measure": OVER}
+        found.append(Record(**told, value=choice.timed[choice.tree]))
+        drop_programs()
+    return found
 
 
 def is_chain(way: Way) -> bool:

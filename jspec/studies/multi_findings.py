@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jspec.studies.multi_candidate import HEADLINE, headline, is_chain
+from jspec.studies.multi_candidate import FASTEST, HEADLINE, headline, is_chain
 from jspec.studies.multi_gauge import CHANCE, DRIFT, EQUAL, NATS, OVER, VARIATION
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.records import Records
@@ -57,7 +57,7 @@ def headlines(recipe: MultiCandidateStudy, records: Records) -> list[Headline]:
 
 def fastest_trees(records: Records) -> dict[float, str]:
     """What `tree=auto` took at each temperature."""
-    return {one.served: one.draft for one in records.all if one.domain == "fastest tree"}
+    return {one.served: one.draft for one in records.all if one.domain == FASTEST}
 
 
 def _headline(

@@ -47,10 +47,10 @@ class MultiCandidateStudy:
     draft: str = "zoo:distilled"
     served: tuple[float, ...] = (0.0, 0.7, 1.0)
     baseline: str = "4x2x2x1"
-    depths: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    depths: tuple[int, ...] = (1, 2, 3, 5, 8)
     widths: tuple[int, ...] = (1, 2, 4, 8, 16, 24)
     fork: int = 4
-    trees: tuple[str, ...] = ("2x1x1", "3x2x1", "4x2x2x1")
+    trees: tuple[str, ...] = ("3x2x1", "4x2x2x1")
     static: tuple[str, ...] = ("2x2x1", "2x4x3x1x1")
     deep: str = "chain:8"
     deciders: tuple[str, ...] = ("confidence", "entropy", "margin", "running")
