@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from jspec.distill.checkpoints import Note
     from jspec.studies.material import Material
-    from jspec.studies.multi_candidate import Pair
+    from jspec.studies.multi_gauge import Pair
     from jspec.studies.multi_recipe import MultiCandidateStudy
     from jspec.studies.recipe import Study as Recipe
     from jspec.studies.records import Records
@@ -127,7 +127,7 @@ def _material(recipe: "Recipe", mesh: "Mesh | None", note: "Note") -> "Material"
 
 def _pair(recipe: "MultiCandidateStudy", mesh: "Mesh | None", note: "Note") -> "Pair":
     from jspec.bench.drafts import ModelDraft
-    from jspec.studies.multi_candidate import Pair
+    from jspec.studies.multi_gauge import Pair
 
     target = read_target(recipe.target, "float32", mesh)
     draft = ModelDraft(read_draft(recipe.draft, target, "float32", mesh))

@@ -1,32 +1,20 @@
 """The fourth paper's question: what many candidates bring, and deciding as they grow."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from jspec.bench.drafts import ModelDraft
-from jspec.bench.suite import Workload
 from jspec.distill.checkpoints import Note
 from jspec.formats.folder import claim
-from jspec.formats.huggingface import Checkpoint
 from jspec.plan.automatic import choose
 from jspec.shapes import write_tree
-from jspec.studies.multi_gauge import OVER, drift, timed
+from jspec.studies.multi_gauge import OVER, Pair, drift, timed
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.programs import drop_programs
 from jspec.studies.records import Record, Records, kept_in
 from jspec.verify import coupled
 
 HEADLINE, FASTEST = "headline", "fastest tree"
-
-
-class Pair(NamedTuple):
-    """What is measured, and on what."""
-
-    target: Checkpoint
-    draft: ModelDraft
-    work: Workload
 
 
 def multi_candidate(

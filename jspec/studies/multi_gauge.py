@@ -2,13 +2,13 @@
 
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import jax
 
 from jspec.bench.drafts import StartedDraft
 from jspec.bench.drift import bias, likelihood, parting
-from jspec.bench.suite import PLAIN, Method, Program, drafted
+from jspec.bench.suite import PLAIN, Method, Program, Workload, drafted
 from jspec.bench.summary import Row, summarise
 from jspec.bench.timing import interleave
 from jspec.candidates import Rule
@@ -16,13 +16,11 @@ from jspec.config import ModelConfig
 from jspec.distill.progress import progress
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.target_started import TargetStartedDrafter, TargetStartedParams
+from jspec.formats.huggingface import Checkpoint
 from jspec.models.transformer import transformer
 from jspec.shapes import read_tree
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.records import Record
-
-if TYPE_CHECKING:
-    from jspec.studies.multi_candidate import Pair
 
 PER_SECOND, OVER, PER_ROUND = "tokens a second", "over plain", "tokens a round"
 FIXED, DRAFTED = "depth rate, of the tree's depth", "depth rate, of the depth drafted"
@@ -37,7 +35,15 @@ FEW = ModelConfig(
 PROMPT, HOT, SHARPER = [3], 1.0, 2.0
 
 
-def timed(recipe: MultiCandidateStudy, pair: "Pair", group: str, ways: list[Way]) -> list[Record]:
+class Pair(NamedTuple):
+    """What is measured, and on what."""
+
+    target: Checkpoint
+    draft: ModelDraft
+    work: Workload
+
+
+def timed(recipe: MultiCandidateStudy, pair: Pair, group: str, ways: list[Way]) -> list[Record]:
     """Plain decoding and all ways of a group, interleaved, at every temperature."""
     methods = [Method(PLAIN), *(method(recipe, pair, way) for way in ways)]
     programs = []
@@ -79,7 +85,7 @@ def _records(row: Row, group: str, method: Method) -> list[Record]:
     return [place(measure=name, value=x) for name, x in measures.items() if x is not None]
 
 
-def method(recipe: MultiCandidateStudy, pair: "Pair", way: Way) -> Method:
+def method(recipe: MultiCandidateStudy, pair: Pair, way: Way) -> Method:
     """A way for the pair that is studied."""
     draft = pair.draft
     if way.rule == "lossy":
@@ -99,7 +105,7 @@ def rule_of(name: str) -> Rule:
     return importlib.import_module(f"jspec.verify.{name}")
 
 
-def drift(recipe: MultiCandidateStudy, pair: "Pair") -> list[Record]:
+def drift(recipe: MultiCandidateStudy, pair: Pair) -> list[Record]:
     """How far what is written drifts from the target: of the published method by its width, and of
     exact ones beside it."""
     published = recipe.groups()["published"]
@@ -114,7 +120,7 @@ def drift(recipe: MultiCandidateStudy, pair: "Pair") -> list[Record]:
     return found
 
 
-def _drift(recipe: MultiCandidateStudy, pair: "Pair", way: Way, plain: Program) -> list[Record]:
+def _drift(recipe: MultiCandidateStudy, pair: Pair, way: Way, plain: Program) -> list[Record]:
     record = functools.partial(Record, draft=way.name, seed=0, domain=DRIFT)
     program = Program(method(recipe, pair, way), pair.target.model, pair.target.params, pair.work)
     models, batches = (pair.target.model, pair.target.params), pair.work.batches
