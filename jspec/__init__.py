@@ -3,7 +3,7 @@
 from jspec import sharding, verify, zoo
 from jspec.authorship import to_html
 from jspec.cache import Block, Cache
-from jspec.candidates import Candidates, Rule, Verdict
+from jspec.candidates import Candidates, Draws, Rule, Verdict
 from jspec.config import ModelConfig, RopeScaling, Shape
 from jspec.decode import autoregress, generate, speculate
 from jspec.draft.early import EarlyDrafter, EarlyParams
@@ -43,6 +43,7 @@ __all__ = [
     "Confidence",
     "Decision",
     "Drafter",
+    "Draws",
     "EarlyDrafter",
     "EarlyParams",
     "Entropy",

@@ -90,6 +90,11 @@ def shape(candidates: Candidates, tree: Tree | Growth) -> tuple[Array, Array]:
     return candidates.depth, candidates.mask
 
 
+def drafted(candidates: Candidates, tree: Tree | Growth) -> Array:
+    """`[B]` how many levels there are guesses of: the depth of the deepest valid node."""
+    return jnp.where(candidates.valid, shape(candidates, tree)[0], 0).max(axis=-1)
+
+
 class Rule(Protocol):
     """How candidates are drawn, and which of them are kept: a module of `jspec.verify`.
 

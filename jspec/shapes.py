@@ -16,7 +16,7 @@ FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
     "length), comb:3x2x2 (children of the first node of each level), grow:4x4x12 (children of "
     "as many nodes of a level, levels, nodes kept with the root), JSON paths [[0, 0], [1]], or a "
-    "file of them"
+    "file of them; jspec generate and jspec verify also take auto, for a draft"
 )
 
 

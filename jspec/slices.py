@@ -5,20 +5,22 @@ upper left corner of the whole one (the sliced mask of arXiv 2409.10644, made on
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jspec.candidates import Candidates, Verdict
+from jspec.growth import Growth
 from jspec.models.protocol import Output
 from jspec.tree import Tree
 
-Check = Callable[[Candidates, Any], tuple[Verdict, Output]]
+Check = Callable[[Candidates, Tree | Growth], tuple[Verdict, Output]]
 
 
-def over_smallest_slice(check: Check, candidates: Candidates, tree: Any) -> tuple[Verdict, Output]:
+def over_smallest_slice(
+    check: Check, candidates: Candidates, tree: Tree | Growth
+) -> tuple[Verdict, Output]:
     """What `check` finds on the smallest slice that holds all that was drafted.
 
     Every slice is a branch of one compiled program, filled up to the shapes of the whole tree; what

@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit
-from jspec.candidates import Candidates, Verdict, shape
+from jspec.candidates import Candidates, Verdict, drafted
 from jspec.draft.protocol import DrafterState
 from jspec.growth import Growth
 from jspec.penalties import History, remember
@@ -111,7 +111,7 @@ def written(state: State, prompts: Prompts, tokens: int) -> Generation:
 def count_guesses(state: State, candidates: Candidates, tree: Tree | Growth) -> State:
     """Adds up what was drafted for the rows that are being written."""
     running, valid = state.done == 0, candidates.valid
-    depths = jnp.where(valid, shape(candidates, tree)[0], 0).max(axis=-1)
+    depths = drafted(candidates, tree)
     most = depths if candidates.levels is None else candidates.levels
     return state.replace(
         drafted=state.drafted + jnp.where(running, valid[:, 1:].sum(axis=-1), 0),

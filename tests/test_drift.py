@@ -64,7 +64,7 @@ def test_the_targets_nats_are_those_of_one_pass_over_each_text():
         total += sum(laws[len(row) - 1 + place, text[place]] for place in range(count))
     batch = prompts(rows, context=64, tokens=6)
     found = drift.likelihood(enumerable, params, batch, written, written)
-    assert found.written == found.plain == pytest.approx(total / 10, rel=1e-5)
+    assert found.written == found.plain == pytest.approx(-total / 10, rel=1e-5)
 
 
 def test_what_cannot_be_enumerated_is_refused(target, params):

@@ -63,6 +63,8 @@ def test_more_rows_never_cost_less():
         ({"target": ()}, r"^costs target=\(\)"),
         ({"level": ((1, float("nan")),)}, "^costs level="),
         ({"level": ((1, -0.5),)}, "^costs level="),
+        ({"level": ((4, 1.0), (1, 0.5))}, "^costs level="),
+        ({"target": ((4, 1.0), (4, 1.0))}, "^costs target="),
         ({"plain": 0.0}, "^costs plain=0.0"),
     ],
 )

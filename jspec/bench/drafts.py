@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jspec.draft.early import EarlyDrafter
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
@@ -149,9 +150,16 @@ class StartedDraft(ModelDraft):
         return TargetStartedParams(self.checkpoint.params, self.target.params)
 
     def drafter(self, tree: Tree | Growth) -> TargetStartedDrafter:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", LossyWarning)
-            return TargetStartedDrafter(super().drafter(tree), self.target.model)
+        return target_started(super().drafter(tree), self.target.model)
+
+
+def target_started(
+    drafter: SmallModelDrafter | EarlyDrafter, target: Model
+) -> TargetStartedDrafter:
+    """For a caller who tells the user what it does to the text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LossyWarning)
+        return TargetStartedDrafter(drafter, target)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

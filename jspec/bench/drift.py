@@ -134,7 +134,7 @@ def likelihood(
 
     def mean(text: Generation) -> float:
         nats = np.asarray(_nats(params, batch, text.tokens, text.length, target=target))
-        return float(nats.sum() / np.asarray(text.length).sum())
+        return -float(nats.sum() / np.asarray(text.length).sum())
 
     return Likelihood(mean(written), mean(plain))
 

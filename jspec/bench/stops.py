@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from jspec.bench.drafts import Draft
+from jspec.bench.drafts import Draft, target_started
 from jspec.candidates import Rule
 from jspec.draft.early import EarlyDrafter, EarlyParams
 from jspec.draft.protocol import Drafter
@@ -12,6 +12,7 @@ from jspec.draft.stopping.entropy import Entropy
 from jspec.draft.stopping.margin import Margin
 from jspec.draft.stopping.protocol import Stop
 from jspec.draft.stopping.running import Running
+from jspec.draft.target_started import TargetStartedDrafter, TargetStartedParams
 from jspec.formats.decision import ABOUT, load_decision
 from jspec.models.protocol import Params
 
@@ -48,6 +49,10 @@ def stopping(draft: Draft, drafter: Drafter, stop: str | None) -> tuple[Drafter,
         return drafter, draft.params
     decides, weights = read_stop(stop, draft)
     try:
+        if isinstance(drafter, TargetStartedDrafter):
+            early = target_started(EarlyDrafter(drafter.drafter, decides), drafter.target)
+            own, roots = draft.params
+            return early, TargetStartedParams(EarlyParams(own, weights), roots)
         return EarlyDrafter(drafter, decides), EarlyParams(draft.params, weights)
     except ValueError as error:
         raise ValueError(f"stop={stop!r}: {error}") from None
@@ -57,8 +62,14 @@ def admit(rule: Rule, drafter: Drafter) -> None:
     """Raises `ValueError` if the rule is not exact for what is guessed, or if what decides can
     decide nothing under it."""
     rule.admit(drafter.tree, drafter.draws)
-    if isinstance(drafter, EarlyDrafter):
-        drafter.stop.admit(rule)
+    if (early := stops_early(drafter)) is not None:
+        early.stop.admit(rule)
+
+
+def stops_early(drafter: Drafter) -> EarlyDrafter | None:
+    """What of it stops early, if anything does."""
+    inner = getattr(drafter, "drafter", None)
+    return next((one for one in (drafter, inner) if isinstance(one, EarlyDrafter)), None)
 
 
 def _parts(text: str) -> tuple[str, float | None]:

@@ -155,8 +155,8 @@ class Bench(Verb):
 
     def _methods(self, target: "Checkpoint", drafts: "dict[str, Draft]") -> "list[Method]":
         from jspec.bench.drafts import ModelDraft
+        from jspec.bench.stops import stops_early
         from jspec.bench.suite import PLAIN, Method, admitted, drafted, lookup
-        from jspec.draft.early import EarlyDrafter
 
         context = target.model.config.context
         methods = []
@@ -179,7 +179,7 @@ class Bench(Verb):
             methods += [
                 lookup(f"look-up {tree}{said}", tree, context, rule) for tree in self.lookups
             ]
-        if self.stop and not any(isinstance(m.drafter, EarlyDrafter) for m in methods):
+        if self.stop and not any(stops_early(m.drafter) for m in methods):
             raise ValueError(
                 f"stop={' '.join(self.stop)}: drafts stop early along static trees, and there is "
                 "none: give a draft, and a tree such as chain:8"

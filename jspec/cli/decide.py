@@ -1,6 +1,7 @@
 """`jspec decide`: teaches a network when a draft should stop, and says how well it knows."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -97,6 +98,7 @@ class Decide(Verb):
             twice = " ".join(map(str, self.temperatures))
             raise ValueError(f"temperatures={twice} names one twice: give each once")
         # Before the work, and not after it.
+        self.output = Path(os.path.expanduser(self.output))
         if self.output.exists() and not self.output.is_dir():
             raise FileExistsError(f"output={str(self.output)!r} is a file: name a folder")
 

@@ -79,7 +79,8 @@ class Generate(Verb):
     compared with, follows none."""
     stop: str | None = None
     """What stops drafting early: confidence:0.3, entropy:0.2, margin:0.3, running:0.3, network
-    (beside the draft), or a folder of jspec decide. The text stays the same."""
+    (beside the draft), or a folder of jspec decide. The text keeps its law, and under coupled it
+    is the same text."""
     dtype: Dtype = "float32"
     """Of the weights and the computation."""
     no_stop: bool = False
@@ -218,9 +219,9 @@ class Generate(Verb):
     ) -> "tuple[LinenModel, Drafter, Params]":
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
-        from jspec.bench.stops import stopping
+        from jspec.bench.stops import read_stop, stopping
         from jspec.draft.lookup import LookupDrafter
-        from jspec.shapes import read_tree
+        from jspec.shapes import read_tree, write_tree
 
         context = target.model.config.context
         if self.lookup:
@@ -250,10 +251,13 @@ class Generate(Verb):
                 soft_wrap=True,
             )
         draft = under(self.rule, draft, target)
+        if self.stop is not None:
+            read_stop(self.stop, draft)[0].admit(rule)  # before a tree is sought
         tree = find_tree(
             named, target, draft,
             rule=rule, temperature=self.temperature, dtype=self.dtype, mesh=mesh,
         )  # fmt: skip
+        self.tree = write_tree(tree)
         return draft.reading(target.model), *stopping(draft, draft.drafter(tree), self.stop)
 
     def _report(self, writing: Writing, prompt: int) -> None:

@@ -38,10 +38,12 @@ def find_tree(
     Args:
       mesh: where the two lie.
     """
-    from jspec.shapes import read_tree
+    from jspec.shapes import read_tree, write_tree
 
     if text == AUTO:
-        return _fastest(target, draft, rule, round(temperature / GRID) * GRID, dtype, mesh)
+        found = _fastest(target, draft, rule, round(temperature / GRID) * GRID, dtype, mesh)
+        console().print(f"tree=auto: {write_tree(found)}", soft_wrap=True)
+        return found
     return read_tree(text, target.model.config.context)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Draws, Rule
+from jspec.candidates import Candidates, Dice, Draws, Rule, drafted
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.growing import (
     NO_ROW,
@@ -121,8 +121,7 @@ class EarlyDrafter:
         candidates, drafter = self.drafter.propose(
             params.draft, state.drafter, text, dice, sampling, rule=rule, guess=guess
         )
-        levels = drafted_levels(candidates, self.tree)
-        state = state.replace(drafter=drafter, levels=levels)
+        state = state.replace(drafter=drafter, levels=drafted(candidates, self.tree))
         return candidates.replace(slices=self.slices), state
 
     def commit(self, state: EarlyState, path: Array, count: Array, output: Output) -> EarlyState:
@@ -180,8 +179,3 @@ def grow_until(
     rows = jnp.broadcast_to(jnp.where(run_there, rows, NO_ROW), guesses.shape)
     candidates = gathered(guesses, levels, tree=tree, rule=rule)
     return candidates.replace(levels=ran.sum()), rows, carry
-
-
-def drafted_levels(candidates: Candidates, tree: Tree) -> Array:
-    """`[B]` the depth of the deepest valid node."""
-    return jnp.where(candidates.valid, jnp.asarray(tree.depths)[None], 0).max(axis=-1)

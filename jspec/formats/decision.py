@@ -3,7 +3,7 @@
 They lie in a folder of their own, or beside the draft, where readers of models leave them alone.
 """
 
-import math
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -126,7 +126,7 @@ def _read_about(fields: Fields) -> Decision:
 
 def _temperatures(given: Any) -> tuple[float, ...]:
     right = isinstance(given, list) and given
-    if not right or not all(_is_number(x) and 0 <= x < math.inf for x in given):
+    if not right or not all(_is_number(x) and 0 <= x <= sys.float_info.max for x in given):
         raise ValueError(f"temperatures={given!r}: give a list of numbers that are not negative")
     return tuple(map(float, given))
 

@@ -22,6 +22,7 @@ from jspec.tree import Tree
 DEPTH, WIDTH, NODES = 8, 6, 48
 # Trees of each kind that are timed in the end, and how often.
 FINALISTS, REPETITIONS = 2, 3
+LEAD = 1.03  # of a tree over the best chain
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Choice:
     """A tree and why it was chosen.
 
     Attributes:
-      tree: the fastest that was timed; chain: the fastest chain.
+      tree: the fastest that was timed, or the fastest chain where that is no slower to speak of.
+      chain: the fastest chain.
       timed: `over plain` of all that were timed, by tree.
       acceptance: `[D, W]`; costs: of a round; both measured.
     """
@@ -79,6 +81,8 @@ def choose(
     timed = _timed(finalists, draft, target, work, **how, tick=tick)
     tree = max(finalists, key=timed.__getitem__)
     chain = max((one for one in finalists if one.width == 1), key=timed.__getitem__)
+    # A lead that small is noise, and the chain the safer guess.
+    tree = chain if timed[tree] < LEAD * timed[chain] else tree
     return Choice(tree, chain, timed, accepted, spent)
 
 

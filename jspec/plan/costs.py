@@ -31,10 +31,12 @@ class Costs:
         for name in ("target", "level"):
             points = getattr(self, name)
             numbers = np.array([number for point in points for number in point], float)
-            if not points or not np.isfinite(numbers).all() or numbers.min() < 0:
+            counts = [count for count, _ in points]
+            told = points and np.isfinite(numbers).all() and numbers.min() >= 0
+            if not told or counts != sorted(set(counts)):
                 raise ValueError(
-                    f"costs {name}={points}: give pairs of a count and milliseconds, at least one "
-                    "and all of them numbers"
+                    f"costs {name}={points}: give pairs of a count and milliseconds, at least one, "
+                    "by rising counts and all of them numbers"
                 )
         if not 0 < self.plain < np.inf:
             raise ValueError(f"costs plain={self.plain}: give milliseconds")

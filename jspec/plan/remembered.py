@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jspec.formats.decision import WEIGHTS
 from jspec.formats.folder import read_json, write_json
 from jspec.tree import Tree
 
 
 def kept_below() -> Path:
     """The folder: below `XDG_CACHE_HOME`, or `.cache` of the home."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "jspec" / "trees"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "jspec" / "trees"
 
 
 def fingerprint(folder: Path) -> str:
-    """Of a model's files: their names, sizes and times, and what its configuration says."""
-    told = [(x.name, x.stat().st_size, x.stat().st_mtime_ns) for x in folder.glob("*.safetensors")]
+    """Of a model's files: their names, sizes and times, and what its configuration says. What
+    decides when it stops may change."""
+    weights = (file for file in folder.glob("*.safetensors") if file.name != WEIGHTS)
+    told = [(x.name, x.stat().st_size, x.stat().st_mtime_ns) for x in weights]
     config = folder / "config.json"
     said = config.read_text(encoding="utf-8") if config.is_file() else ""
     return hashlib.sha256(json.dumps([sorted(told), said]).encode()).hexdigest()[:16]
@@ -30,7 +33,7 @@ def remembered(of: Mapping[str, Any], find: Callable[[], tuple[Tree, Mapping[str
     says of it. What cannot be kept is found again the next time."""
     said = json.loads(json.dumps(dict(of)))
     file = kept_below() / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]}.json"
-    if file.is_file():
+    if os.access(file, os.R_OK):
         try:
             found = read_json(file)
             if found["of"] == said:

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 
 from jax.sharding import Mesh
 
+from jspec.bench.stops import admit
 from jspec.distill.checkpoints import Note
+from jspec.draft.target_started import LOSS
 from jspec.formats.folder import claim
 from jspec.plan.automatic import choose
-from jspec.shapes import write_tree
-from jspec.studies.multi_gauge import OVER, Pair, drift, timed
+from jspec.shapes import read_tree, write_tree
+from jspec.studies.multi_gauge import FEW, OVER, Pair, drift, method, timed
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.programs import drop_programs
 from jspec.studies.records import Record, Records, kept_in
@@ -25,6 +27,10 @@ def multi_candidate(
 
     What is done is kept below `output/name`, and not done again.
     """
+    for way in (way for ways in recipe.groups().values() for way in ways):
+        made = method(recipe, pair, way)
+        admit(made.rule, made.drafter)
+        read_tree(way.tree, FEW.context)
     record = recipe.record()
     claim(recipe.folder / "study.json", record, fixed=record, what="study")
     place = recipe.folder / "records"
@@ -33,6 +39,7 @@ def multi_candidate(
         drop_programs()
         return kept_in(place / f"{name}.json", measure)
 
+    note(LOSS)
     found: list[Record] = []
     for name, ways in recipe.groups().items():
         note(f"{name}: {len(ways)} ways")
@@ -77,7 +84,8 @@ def _fastest(recipe: MultiCandidateStudy, pair: Pair, note: Note) -> list[Record
             pair.draft, pair.target, pair.work,
             rule=coupled, temperature=served, tick=note, spent=spent,
         )  # fmt: skip
-        spent = choice.costs
+        # Greedy rounds throw no dice, so theirs are other costs.
+        spent = choice.costs if served else None
         tree = write_tree(choice.tree)
         told = {"draft": tree, "seed": 0, "domain": FASTEST, "served": served, "measure": OVER}
         found.append(Record(**told, value=choice.timed[choice.tree]))

@@ -68,10 +68,11 @@ def _forks(recipe: MultiCandidateStudy, records: Records, panels: Sequence["Axes
 
 
 def _drift(drifted: Sequence[Drift], panels: Sequence["Axes"]) -> None:
-    told = [one for one in drifted if one.variation is not None]
+    told = [one for one in drifted if None not in (one.variation, one.equal)]
     names = [one.way.name for one in told]
     panels[0].barh(names, [one.variation for one in told])
-    panels[0].axvline(told[0].chance, color="black", linewidth=0.8)
+    for one in told[:1]:
+        panels[0].axvline(one.chance, color="black", linewidth=0.8)
     panels[0].set_xlabel("total variation of three tokens, T=1; line: an exact rule")
     panels[1].barh(names, [one.equal for one in told])
     panels[1].set_xlabel("greedy texts that are plain decoding's")

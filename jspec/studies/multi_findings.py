@@ -73,11 +73,11 @@ def _headline(
     def factor(what: str, one: Way, other: Way) -> Factor:
         return Factor(what, one, other, over(one) / over(other))
 
-    chains = [way for way in ways if is_chain(way) and way.tree != recipe.deep]
+    chains = [way for way in ways if is_chain(way)]
     chain = max(chains, key=over)
     tree = Way("coupled", fastest)
     early = max((way for way in ways if way.stop and way.sliced), key=over)
-    best = max((tree, early, *chains), key=over)
+    best = max((tree, early), key=over)
     coupled, deep = Way("coupled", recipe.baseline), Way("coupled", recipe.deep)
     unsliced = early._replace(sliced=False)
     return Headline(
@@ -89,6 +89,7 @@ def _headline(
         (
             factor("coupling, on the baseline's tree", coupled, recipe.mcsd),
             factor("the tree's shape", tree, coupled),
+            factor("depth in the place of width", deep, coupled),
             factor("stopping early, on the deep tree", unsliced, deep),
             factor("slicing what was drafted", early, unsliced),
         ),
@@ -128,7 +129,7 @@ class Drift(NamedTuple):
 def drifts(recipe: MultiCandidateStudy, records: Records) -> Iterator[Drift]:
     """Of all ways that were looked at."""
     named = {way.name: way for group in recipe.groups().values() for way in group}
-    named[recipe.mcsd.name] = recipe.mcsd
+    named |= {way.name: way for way in (recipe.mcsd, Way("coupled", recipe.baseline))}
     here = [one for one in records.all if one.domain == DRIFT]
     for name in dict.fromkeys(one.draft for one in here):
         mine = {(one.measure, one.served): one.value for one in here if one.draft == name}

@@ -1,13 +1,14 @@
 """What is measured of ways to guess many candidates: time, rounds, and drift."""
 
 import functools
+import importlib
 from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 
-from jspec.bench.drafts import StartedDraft
-from jspec.bench.drift import bias, likelihood, parting
+from jspec.bench.drafts import ModelDraft, StartedDraft, target_started
+from jspec.bench.drift import Bias, bias, likelihood, parting
 from jspec.bench.suite import PLAIN, Method, Program, Workload, drafted
 from jspec.bench.summary import Row, summarise
 from jspec.bench.timing import interleave
@@ -15,7 +16,7 @@ from jspec.candidates import Rule
 from jspec.config import ModelConfig
 from jspec.distill.progress import progress
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.draft.target_started import TargetStartedDrafter, TargetStartedParams
+from jspec.draft.target_started import TargetStartedParams
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.transformer import transformer
 from jspec.shapes import read_tree
@@ -30,9 +31,9 @@ NODES = "candidates a round"
 DRIFT = "drift"
 # A model of few tokens, on which a law can be counted.
 FEW = ModelConfig(
-    vocabulary=6, width=8, feedforward=8, layers=1, heads=1, kv_heads=1, channels=8, context=64
+    vocabulary=6, width=8, feedforward=8, layers=1, heads=1, kv_heads=1, channels=8, context=256
 )
-PROMPT, HOT, SHARPER = [3], 1.0, 2.0
+PROMPT, HOT, SHARPER, PIECES = [3], 1.0, 2.0, 4
 
 
 class Pair(NamedTuple):
@@ -100,8 +101,6 @@ def method(recipe: MultiCandidateStudy, pair: Pair, way: Way) -> Method:
 
 def rule_of(name: str) -> Rule:
     """A module of `jspec.verify`, the lossy one included."""
-    import importlib
-
     return importlib.import_module(f"jspec.verify.{name}")
 
 
@@ -146,7 +145,7 @@ def _drift(recipe: MultiCandidateStudy, pair: Pair, way: Way, plain: Program) ->
     return found
 
 
-def _bias(recipe: MultiCandidateStudy, way: Way):
+def _bias(recipe: MultiCandidateStudy, way: Way) -> Bias:
     """Of the law of three tokens, on a random pair of few tokens."""
     model = transformer(FEW)
     target, draft = (model.init(jax.random.key(recipe.seed + n)) for n in (41, 44))
@@ -154,7 +153,7 @@ def _bias(recipe: MultiCandidateStudy, way: Way):
     target = {**target, "head": jax.tree.map(lambda x: SHARPER * x, target["head"])}
     drafter = SmallModelDrafter(model, read_tree(way.tree, FEW.context))
     if way.rule == "lossy":
-        drafter, draft = TargetStartedDrafter(drafter, model), TargetStartedParams(draft, target)
+        drafter, draft = target_started(drafter, model), TargetStartedParams(draft, target)
     made = Method(way.name, drafter, draft, rule_of(way.rule))
-    rows = max(recipe.draws // 4, 1)
-    return bias(made, model, target, PROMPT, temperature=HOT, seed=recipe.seed, pieces=4, rows=rows)
+    pieces = {"pieces": PIECES, "rows": max(recipe.draws // PIECES, 1)}
+    return bias(made, model, target, PROMPT, temperature=HOT, seed=recipe.seed, **pieces)

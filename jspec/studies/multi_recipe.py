@@ -56,10 +56,10 @@ class MultiCandidateStudy:
     deciders: tuple[str, ...] = ("confidence", "entropy", "margin", "running")
     thresholds: tuple[float, ...] = (0.2, 0.5)
     decision: str = ""
-    prompts: int = 2
+    prompts: int = 4
     prompt: int = 64
     tokens: int = 128
-    repetitions: int = 3
+    repetitions: int = 2
     draws: int = 20_000
     seed: int = 0
 
@@ -72,6 +72,10 @@ class MultiCandidateStudy:
             values = getattr(self, field)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{field}={values}: give at least one value, and each once")
+        if self.fork < 2:
+            raise ValueError(
+                f"fork={self.fork}: the published method guesses below its roots: give at least 2"
+            )
         for field in ("depths", "widths"):
             if min(getattr(self, field)) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: each is at least 1")
@@ -115,12 +119,24 @@ class MultiCandidateStudy:
         ways = "coupled", "without_replacement", "with_replacement", "traversal"
         return {
             "chains": [Way(rule, one) for rule in ("coupled", *rejections) for one in chains],
-            "trees": [Way(rule, one) for rule in ways for one in self.trees],
+            "trees": [
+                *(Way(rule, one) for rule in ways for one in self.trees),
+                *(Way(rule, one) for rule in ways[:2] for one in self.static),
+            ],
             "forks": [Way("coupled", one) for one in forks],
-            "published": [Way("lossy", one) for one in (*forks, *self.static)],
+            "published": [
+                *(Way("lossy", one) for one in (*forks, *self.static)),
+                Way("lossy", forks[-1], self.stops()[0]),
+            ],
             "deciders": [
                 Way("coupled", self.deep),
                 *(Way("coupled", self.deep, stop) for stop in self.stops()),
-                *(Way("token_level", self.deep, f"confidence:{x:g}") for x in self.thresholds),
+                Way("token_level", self.deep),
+                *(Way("token_level", self.deep, stop) for stop in self.stops() if _alone(stop)),
             ],
         }
+
+
+def _alone(stop: str) -> bool:
+    """Whether it decides without the dice that the coupled rule shares with the draft."""
+    return not stop.startswith("margin")

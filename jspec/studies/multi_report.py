@@ -53,7 +53,8 @@ def answers(
             f"that changes the text), and {one.over_chain.times:.2f} times the best plain chain's, "
             f"{one.chain.name}."
         )
-        yield f"T={one.served:g}: of that, {'; '.join(_part(part) for part in one.parts)}."
+        parts = "; ".join(_part(part) for part in one.parts)
+        yield f"T={one.served:g}: each part by itself: {parts}."
         ranked = deciders(recipe, records, one.served)
         yield (
             f"T={one.served:g}: along {recipe.deep} a decision to stop makes it faster by "
@@ -63,9 +64,14 @@ def answers(
         if one.variation is not None:
             yield (
                 f"{one.way.name}: total variation of three tokens {one.variation:.3f}, where an "
-                f"exact rule shows {one.chance:.3f}; {one.equal:.0%} of greedy texts are plain "
-                "decoding's."
+                f"exact rule shows {one.chance:.3f}{_greedy(one)}."
             )
+
+
+def _greedy(one: Drift) -> str:
+    if one.equal is None:
+        return ""
+    return f"; {one.equal:.0%} of greedy texts are plain decoding's"
 
 
 def _percent(times: float) -> str:

@@ -20,7 +20,7 @@ class Margin(Forgetful):
 
     def admit(self, rule: Rule) -> None:
         if not hasattr(rule, "score"):
-            name = rule.__name__.rpartition(".")[2]
+            name = getattr(rule, "__name__", "lossy").rpartition(".")[2]
             raise ValueError(
                 f"stop=margin reads dice that draft and target share, and rule={name!r} has none: "
                 "use confidence, entropy or running, or rule=coupled"

@@ -3,7 +3,8 @@
 After each level it looks at the nodes whose children were drawn, and another level is drafted if it
 gives any of them more than the threshold, whatever it gave to those above. Soft: from the draft's
 hidden state, taught how likely the drawn token is kept. Hard: from the entropy and the ten highest
-probabilities of the draft's law, taught whether the target picks the token.
+probabilities of the draft's law, taught whether the target picks the token: here with the dice that
+it will have when it decodes, where the published label is whether it is the target's likeliest.
 """
 
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ LAW_SIZES = 1 + TOP, 4 * (1 + TOP), 1
 
 
 def hidden_sizes(width: int) -> tuple[int, ...]:
-    """Of a network for hidden states of D = `width`: two thirds and one third of it, as 768, 512
-    and 256 are."""
+    """Of a network for hidden states of D = `width`: the published ones of 768 and 2048, and for
+    others two thirds and one third of it, as those of 768 are."""
+    if width == 2048:
+        return width, 1024, 512, 1
     return width, max(width * 2 // 3, 1), max(width // 3, 1), 1
 
 
