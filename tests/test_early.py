@@ -27,7 +27,17 @@ from texts import (
     speculative_text,
 )
 
-from jspec import Growth, LookupDrafter, SmallModelDrafter, Tree, decode, sampling
+from jspec import (
+    Growth,
+    LookupDrafter,
+    SmallModelDrafter,
+    Tree,
+    decode,
+    generate,
+    generate_many,
+    make_mesh,
+    sampling,
+)
 from jspec.draft import early
 from jspec.draft.early import EarlyDrafter, EarlyParams
 from jspec.draft.stopping.confidence import Confidence
@@ -36,6 +46,7 @@ from jspec.draft.stopping.forgetful import Forgetful
 from jspec.draft.stopping.margin import Margin
 from jspec.draft.stopping.network import HiddenNetwork, LawNetwork, hidden_sizes
 from jspec.draft.stopping.running import Running
+from jspec.sharding import shardings
 from jspec.slices import check_slices, usual_slices
 from jspec.verify import block, coupled, token_level, traversal, without_replacement
 
@@ -167,26 +178,70 @@ def test_to_drop_what_was_drawn_for_what_it_is_changes_the_law_of_rejection_alon
         return drawn._replace(there=drawn.there & (drawn.tokens % 2 == 0)), carry
 
     monkeypatch.setattr(early, "draw_level", dropping)
-    generate = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "rule", "tokens")
+    afresh = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "rule", "tokens")
     written = speculative_draws(
-        132, generate, rule=rule, tree=Tree.chain(2), kind=functools.partial(stopping_at, Coin()),
+        132, afresh, rule=rule, tree=Tree.chain(2), kind=functools.partial(stopping_at, Coin()),
         draft=lambda: EarlyParams(unrelated_params()), **HOT,
     )  # fmt: skip
     follows = p_value(counts_of(written), joint_law(**HOT)) > SMALLEST_P
     assert follows == (rule is coupled)
 
 
-def test_a_row_drafts_as_far_as_it_does_alone(target, params, cousin, batch):
-    draft = early_draft(cousin, *STOPS["margin"], tree=LONG)
-    together = speculative_text(target, params, batch, draft, tokens=40)
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [(coupled, "margin"), pytest.param(token_level, "running", marks=pytest.mark.slow)],
+    ids=["coupled", "token_level"],
+)
+def test_a_row_drafts_as_far_as_it_does_alone(rule, kind, target, params, cousin, batch):
+    draft = early_draft(cousin, *STOPS[kind], tree=LONG)
+    decode = functools.partial(generate, rule=rule)
+    together = speculative_text(target, params, batch, draft, tokens=40, decode=decode)
     for row in (0, 5, 11):
-        alone = speculative_text(
-            target, params, rows_of(batch, slice(row, row + 1)), draft, tokens=40
-        )
+        own = rows_of(batch, slice(row, row + 1))
+        alone = speculative_text(target, params, own, draft, tokens=40, decode=decode)
         for name in ("tokens", "rounds", "kept", "drafted", "levels"):
             mine, own = getattr(together, name)[row], getattr(alone, name)[0]
             np.testing.assert_array_equal(mine, own, f"{name} of row {row}")
         assert alone.waited[0] == 0
+
+
+@pytest.mark.slow
+def test_a_prompt_that_takes_a_seat_remembers_nothing_of_who_sat_there(
+    target, params, cousin, batch
+):
+    draft = early_draft(cousin, *STOPS["running"], tree=LONG)
+    together = speculative_text(target, params, batch, draft, tokens=40)
+    texts = generate_many(
+        params, draft.params, *batch, target=target, drafter=draft.drafter, tokens=40, batch=4
+    )
+    for index, text in texts:
+        for name in ("tokens", "rounds", "kept", "drafted", "levels"):
+            expected = getattr(together, name)[index]
+            np.testing.assert_array_equal(getattr(text, name)[0], expected, name)
+
+
+@pytest.mark.slow
+def test_one_compilation_serves_however_far_is_drafted(target, params, drafts, cousin, batch):
+    draft = early_draft(cousin, *STOPS["confidence"], tree=LONG)
+    rounds = {int(speculative_text(target, params, batch, draft).rounds.sum())}
+    compiled = generate._cache_size()
+    own = draft._replace(params=EarlyParams(drafts["chain"].params))
+    rounds.add(int(speculative_text(target, params, batch, own).rounds.sum()))
+    assert len(rounds) == 2 and generate._cache_size() == compiled
+
+
+@pytest.mark.slow
+def test_on_a_mesh_it_stops_where_it_does_without_one(target, params, cousin, batch, plain):
+    mesh = make_mesh(data=8)
+    draft = early_draft(cousin, *STOPS["confidence"], tree=LONG)
+    alone = speculative_text(target, params, batch, draft)
+    with jax.set_mesh(mesh):
+        cut = jax.device_put(params, shardings(mesh, target.axes()))
+        written = speculative_text(target, cut, batch, draft)
+    ties, parted = disagreements(target, params, batch, plain, written)
+    assert not parted and ties <= 1
+    # A draft whose sums are added up in another order may stop a level sooner or later.
+    assert abs(int(written.levels.sum()) - int(alone.levels.sum())) < 0.02 * alone.levels.sum()
 
 
 def test_who_never_stops_and_who_stops_at_once(target, params, cousin, batch):

@@ -7,7 +7,7 @@ from jspec.distill.recipe import Answers
 from jspec.distill.run import Course, prompts
 from jspec.distill.texts import Texts
 from jspec.formats.huggingface import Checkpoint
-from jspec.studies.recipe import Study
+from jspec.studies.recipe import TeachingStudy
 
 HOME, AWAY = "in domain", "out of domain"
 SEED = 7
@@ -32,7 +32,7 @@ class Material(NamedTuple):
         return {HOME: self.held_out, AWAY: self.elsewhere}
 
 
-def windows(texts: Texts, count: int, recipe: Study, *, context: int) -> list[list[int]]:
+def windows(texts: Texts, count: int, recipe: TeachingStudy, *, context: int) -> list[list[int]]:
     """Prompts of `recipe.prompt` tokens, the same in every run; raises `ValueError` if there are
     none as long, or not as many."""
     wanted = Answers(count=count, prompt=recipe.prompt, tokens=recipe.tokens)

@@ -1,12 +1,9 @@
 """The multi-candidate study, as data."""
 
-import json
-import math
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from jspec.distill.recipe import check_name
+from jspec.studies.recipe import Study
 
 
 class Way(NamedTuple):
@@ -26,12 +23,10 @@ class Way(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiCandidateStudy:
+class MultiCandidateStudy(Study):
     """Many candidates, as arXiv 2409.10644 has them and exact, with and without decisions to stop.
 
     Attributes:
-      name: the study's folder below `output`.
-      served: temperatures.
       baseline: the tree of multi-candidate speculation, decided by rejection without replacement.
       depths: of chains; widths: of forks, which are `fork` deep; trees: k-ary ones, of which the
         published method takes `static`, whose first level are roots.
@@ -42,7 +37,6 @@ class MultiCandidateStudy:
     """
 
     name: str = "multi_candidate"
-    output: str = "runs"
     target: str = "zoo:target"
     draft: str = "zoo:distilled"
     served: tuple[float, ...] = (0.0, 0.7, 1.0)
@@ -64,14 +58,9 @@ class MultiCandidateStudy:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_name(self.name)
-        for field in ("fork", "prompts", "prompt", "tokens", "repetitions", "draws"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
-        for field in ("served", "depths", "widths", "trees", "static", "deciders", "thresholds"):
-            values = getattr(self, field)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{field}={values}: give at least one value, and each once")
+        super().__post_init__()
+        self._check_counts("prompts", "prompt", "tokens", "repetitions", "draws")
+        self._check_each("depths", "widths", "trees", "static", "deciders", "thresholds")
         if self.fork < 2:
             raise ValueError(
                 f"fork={self.fork}: the published method guesses below its roots: give at least 2"
@@ -82,24 +71,6 @@ class MultiCandidateStudy:
         for threshold in self.thresholds:
             if not 0 <= threshold <= 1:
                 raise ValueError(f"thresholds={threshold}: must lie between 0 and 1")
-        for temperature in self.served:
-            if not 0 <= temperature < math.inf:
-                raise ValueError(f"served={temperature}: must be 0 or a positive number")
-
-    @property
-    def mesh(self) -> str:
-        """It runs on one device."""
-        return ""
-
-    @property
-    def folder(self) -> Path:
-        """Where all of it lies."""
-        return Path(self.output).absolute() / self.name
-
-    def record(self) -> dict[str, Any]:
-        """What its results hang on, for JSON."""
-        fields = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in fields.items() if name not in ("name", "output")}
 
     @property
     def mcsd(self) -> Way:

@@ -61,48 +61,37 @@ class Study:
 
     Attributes:
       name: the study's folder below `output`.
-      teaching: how each draft is taught; its name and seed are the study's.
       served: temperatures that both models are sampled at.
-      seeds: drafts of each kind.
-      elsewhere: texts of another domain, named as `teaching.text.source` is.
-      prompts, prompt, tokens: how many texts are measured on, of what lengths.
-      timed: prompts, and repetitions: of the timing.
     """
 
     name: str
     output: str = "runs"
-    teaching: Distillation
     served: tuple[float, ...]
-    seeds: int = 3
-    elsewhere: Text = Text(source="zoo:prose")
-    prompts: int = 24
-    prompt: int = 64
-    tokens: int = 64
-    timed: int = 2
-    repetitions: int = 3
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in ("prompts", "prompt", "tokens", "timed", "repetitions"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
-        if self.seeds < 2:
-            raise ValueError(f"seeds={self.seeds}: an interval needs at least 2")
         self._check_each("served")
         for temperature in self.served:
             if not 0 <= temperature < math.inf:
                 raise ValueError(f"served={temperature}: must be 0 or a positive number")
 
-    def _check_each(self, field: str) -> None:
+    def _check_counts(self, *fields: str) -> None:
+        """Raises `ValueError` for a field that is less than 1."""
+        for field in fields:
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
+
+    def _check_each(self, *fields: str) -> None:
         """Raises `ValueError` for a field of no values, or of one twice."""
-        values = getattr(self, field)
-        if not values or len(set(values)) < len(values):
-            raise ValueError(f"{field}={values}: give at least one value, and each once")
+        for field in fields:
+            values = getattr(self, field)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{field}={values}: give at least one value, and each once")
 
     @property
     def mesh(self) -> str:
         """What it runs on."""
-        return self.teaching.mesh
+        return ""
 
     @property
     def folder(self) -> Path:
@@ -113,6 +102,38 @@ class Study:
         """What its results hang on, for JSON."""
         fields = json.loads(json.dumps(asdict(self)))
         return {name: value for name, value in fields.items() if name not in ("name", "output")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachingStudy(Study):
+    """An experiment that teaches drafts.
+
+    Attributes:
+      teaching: how each draft is taught; its name and seed are the study's.
+      seeds: drafts of each kind.
+      elsewhere: texts of another domain, named as `teaching.text.source` is.
+      prompts, prompt, tokens: how many texts are measured on, of what lengths.
+      timed: prompts, and repetitions: of the timing.
+    """
+
+    teaching: Distillation
+    seeds: int = 3
+    elsewhere: Text = Text(source="zoo:prose")
+    prompts: int = 24
+    prompt: int = 64
+    tokens: int = 64
+    timed: int = 2
+    repetitions: int = 3
+
+    def __post_init__(self) -> None:
+        self._check_counts("prompts", "prompt", "tokens", "timed", "repetitions")
+        if self.seeds < 2:
+            raise ValueError(f"seeds={self.seeds}: an interval needs at least 2")
+        super().__post_init__()
+
+    @property
+    def mesh(self) -> str:
+        return self.teaching.mesh
 
     def taught_as(self, draft: str, seed: int) -> Distillation:
         """How a draft is taught whose folder is `draft`/`seed`."""
@@ -126,7 +147,7 @@ class Study:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemperatureStudy(Study):
+class TemperatureStudy(TeachingStudy):
     """Drafts that are taught at some temperatures and served at others, as TempSpec asks
     (arXiv 2410.10141). What the paper leaves open is ours: the loss, the guesses, the data. A seed
     has prompts, answers and an order of its own; the temperatures of `teaching` are the study's.
@@ -182,7 +203,7 @@ class TemperatureStudy(Study):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureDraftStudy(Study):
+class FeatureDraftStudy(TeachingStudy):
     """FSPAD's ablation (arXiv 2408.15562): EAGLE's head, each of FSPAD's two changes alone, both,
     and EAGLE's head with as many parameters as FSPAD's. All read the same answers of the target; a
     seed has an order and first parameters of its own. The kind of `teaching.head` is the study's.
