@@ -50,10 +50,10 @@ class MultiCandidateStudy(Study):
     deciders: tuple[str, ...] = ("confidence", "entropy", "margin", "running")
     thresholds: tuple[float, ...] = (0.2, 0.5)
     decision: str = ""
-    prompts: int = 4
+    prompts: int = 2
     prompt: int = 64
     tokens: int = 128
-    repetitions: int = 2
+    repetitions: int = 3
     draws: int = 20_000
     seed: int = 0
 
