@@ -96,7 +96,8 @@ def test_who_guesses_as_the_target_does_is_always_kept(target, params, few):
         np.testing.assert_allclose(kept[TOKEN_LEVEL], 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["small model", pytest.param("head", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["small model", "head"])
 def test_a_guess_counts_as_kept_where_decoding_keeps_it(target, params, few, kind):
     if kind == "head":
         draft = headed(few_tokens(target), target, params, Tree.chain(1))

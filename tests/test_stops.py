@@ -46,6 +46,7 @@ def test_what_people_write_is_read(models, taught):
         np.testing.assert_array_equal(params[0]["weight"], decision().params[0]["weight"])
 
 
+@pytest.mark.slow
 def test_generate_writes_the_plain_text_and_drafts_less(models, capsys):
     # Who is always right and never sure enough drafts one level a round, and has it kept.
     of = ("--draft", "zoo:target", "--tree", "chain:3", "--stop", "confidence:1")
@@ -156,6 +157,7 @@ def decide(capsys, folder, *arguments: str, batch: int = 1) -> dict:
     return json.loads(out)
 
 
+@pytest.mark.slow
 def test_decide_writes_a_network_that_its_draft_takes(models, capsys, tmp_path):
     folder = tmp_path / "new" / "network"
     record = decide(capsys, folder, "--temperatures", "0", "1", "--threshold", "0.3")
