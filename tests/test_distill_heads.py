@@ -93,6 +93,7 @@ def log(config: Path, name: str = "run") -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_head_that_drafts_for_its_target(capsys, config, whole, models):
     made = head(whole / "model", models)
     assert made.head.config.feedforward == 8

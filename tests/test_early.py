@@ -92,10 +92,7 @@ def cousin(drafts) -> Candidate:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=() if kind in ("margin", "running") else pytest.mark.slow)
-        for kind in STOPS
-    ],
+    [pytest.param(kind, marks=() if kind == "margin" else pytest.mark.slow) for kind in STOPS],
 )
 def test_text_is_plain_decodings_wherever_drafting_stops(
     kind, target, params, cousin, batch, plain
@@ -189,9 +186,10 @@ def test_to_drop_what_was_drawn_for_what_it_is_changes_the_law_of_rejection_alon
 
 @pytest.mark.parametrize(
     ("rule", "kind"),
-    [(coupled, "margin"), pytest.param(token_level, "running", marks=pytest.mark.slow)],
+    [(coupled, "margin"), (token_level, "running")],
     ids=["coupled", "token_level"],
 )
+@pytest.mark.slow
 def test_a_row_drafts_as_far_as_it_does_alone(rule, kind, target, params, cousin, batch):
     draft = early_draft(cousin, *STOPS[kind], tree=LONG)
     decode = functools.partial(generate, rule=rule)
@@ -244,6 +242,7 @@ def test_on_a_mesh_it_stops_where_it_does_without_one(target, params, cousin, ba
     assert abs(int(written.levels.sum()) - int(alone.levels.sum())) < 0.02 * alone.levels.sum()
 
 
+@pytest.mark.slow
 def test_who_never_stops_and_who_stops_at_once(target, params, cousin, batch):
     whole = speculative_text(
         target, params, batch, cousin._replace(drafter=replace(cousin.drafter, tree=LONG))

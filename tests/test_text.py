@@ -32,7 +32,7 @@ def cut_at(ends: Sequence[int], tokens: Sequence[int], reason: int = EXHAUSTED):
     """A stream of these tokens in pieces that end there."""
     for end in ends:
         done, count = np.array([reason if end == len(tokens) else 0]), np.array([end])
-        yield Generation(np.array([tokens]), count, None, done, None, None, None)
+        yield Generation(np.array([tokens]), count, None, done, None, None, None, None, None)
 
 
 def every_way(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
