@@ -126,15 +126,19 @@ def test_acceptance_counts_rounds_that_kept_each_depth():
     generation = Generation(
         tokens=jnp.zeros((1, 7)), length=jnp.array([7]), guessed=jnp.zeros((1, 7), bool),
         reason=jnp.array([2]), rounds=jnp.array([4]),
-        kept=jnp.array([[[4], [2], [1]]]), drafted=jnp.array([8]), levels=jnp.array([8]),
-        waited=jnp.array([0]),
+        kept=jnp.array([[[4], [2], [1]]]), drafted=jnp.array([6]), levels=jnp.array([6]),
+        waited=jnp.array([2]),
     )  # fmt: skip
     found = acceptance(generation)
     assert found["tokens_per_round"] == 7 / 4
     assert found["accepted_by_depth"] == [0.5, 0.25]
     assert found["guessed_tokens_per_round"] == found["tokens_per_round"] - 1
     assert found["acceptance_rate"] == 3 / 8
-    assert found["acceptance_rate_drafted"] == 3 / 8 and "waited_per_round" not in found
+    assert (found["acceptance_rate_drafted"], found["levels_per_round"]) == (3 / 6, 6 / 4)
+    # Alone a row waits for nobody.
+    assert "waited_per_round" not in found
+    twice = acceptance(jax.tree.map(lambda x: jnp.concatenate([x, x]), generation))
+    assert twice == {**found, "rounds": 8, "tokens": 14, "waited_per_round": 2 / 4}
 
 
 @pytest.fixture(scope="module")
