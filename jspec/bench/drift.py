@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jspec.bench.drafts import model_logits
+from jspec.bench.law import DEPTH, first_tokens
 from jspec.bench.suite import Method
-from jspec.decode import generate
 from jspec.models.protocol import Model, Params
-from jspec.ragged import Prompts, prompts
-from jspec.sampling import sampling
+from jspec.ragged import Prompts
 from jspec.state import Generation
 
-DEPTH = 3
 ENUMERABLE = 32  # a vocabulary of which every two tokens are contexts of one batch
 REPEATS = 20
 
@@ -78,21 +77,13 @@ def bias(
     Raises `ValueError` for a vocabulary that is too large to enumerate.
     """
     law = joint_law(target, params, prompt, temperature=temperature)
-    batch = prompts([prompt] * rows, context=target.config.context, tokens=DEPTH)
     counts = np.zeros(law.shape)
-    for keys in jax.random.split(jax.random.key(seed), (pieces, rows)):
-        written = generate(
-            params,
-            method.draft,
-            batch,
-            keys,
-            sampling(rows, temperature=temperature),
-            target=method.reading(target),
-            drafter=method.drafter,
-            rule=method.rule,
-            tokens=DEPTH,
-        )
-        np.add.at(counts, tuple(np.asarray(written.tokens).T), 1)
+    drawn = first_tokens(
+        method, target, params, prompt,
+        temperature=temperature, seed=seed, pieces=pieces, rows=rows,
+    )  # fmt: skip
+    for _, tokens in drawn:
+        np.add.at(counts, tuple(np.asarray(tokens).T), 1)
     draws = pieces * rows
     right = np.random.default_rng(seed).multinomial(draws, law.ravel(), REPEATS)
     chance = np.mean([total_variation(row, law.ravel()) for row in right])
@@ -115,7 +106,9 @@ def joint_law(
         )
     pairs = itertools.product(range(vocabulary), repeat=DEPTH - 1)
     texts = np.array([[*prompt, *pair] for pair in pairs], np.int32)
-    logits = np.asarray(_logits(params, texts, target=target)[:, -DEPTH:], np.float64) / temperature
+    logits = (
+        np.asarray(model_logits(params, texts, model=target)[:, -DEPTH:], np.float64) / temperature
+    )
     laws = np.exp(logits - logits.max(axis=-1, keepdims=True))
     laws = (laws / laws.sum(axis=-1, keepdims=True)).reshape(*[vocabulary] * 2, DEPTH, vocabulary)
     first, second, third = laws[0, 0, 0], laws[:, 0, 1], laws[:, :, 2]
@@ -147,18 +140,10 @@ def _nats(params: Params, batch: Prompts, tokens: Array, length: Array, *, targe
         prompt, start, text, count = row
         whole = jnp.pad(prompt, (0, len(text)))
         whole = jax.lax.dynamic_update_slice_in_dim(whole, text, start, 0)
-        logits = _logits(params, whole[None], target=target)[0]
+        logits = model_logits(params, whole[None], model=target)[0]
         logits = jax.lax.dynamic_slice_in_dim(logits, start - 1, len(text))
         nats = jnp.take_along_axis(jax.nn.log_softmax(logits), text[:, None], axis=1)[:, 0]
         return jnp.where(jnp.arange(len(text)) < count, nats, 0.0).sum()
 
     # A text at a time: of all at once the logits would take gigabytes.
     return jax.lax.map(one, (jnp.asarray(batch.tokens), jnp.asarray(batch.length), tokens, length))
-
-
-@functools.partial(jax.jit, static_argnames=("target",))
-def _logits(params: Params, tokens: Array, *, target: Model) -> Array:
-    """After every token of `[B, T]`, in one pass without a cache: `[B, T, V]`."""
-    causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-    return target.logits(params, target.forward(params, tokens, positions, causal).hidden)

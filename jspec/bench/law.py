@@ -1,6 +1,7 @@
 """Whether a rule that writes other texts than plain decoding writes them by the same law."""
 
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +35,40 @@ def first_tokens_law(
     before it, and a random part of its own. Under the right law places are uniform and independent
     of each other (Rosenblatt 1952), so all cells of a grid of three expect as many.
     """
-    batch = prompts([prompt] * ROWS, context=target.config.context, tokens=DEPTH)
-    how = sampling(ROWS, temperature=temperature)
     place = jax.jit(functools.partial(_places, target=target))
     counts = np.zeros(BINS**DEPTH)
-    for keys in jax.random.split(jax.random.key(seed), (PIECES, ROWS)):
+    drawn = first_tokens(
+        method, target, params, prompt,
+        temperature=temperature, seed=seed, pieces=PIECES, rows=ROWS,
+    )  # fmt: skip
+    for keys, tokens in drawn:
+        text = np.concatenate([np.tile(prompt, (ROWS, 1)), tokens], axis=1)
+        places, possible = place(params, text, jax.random.fold_in(keys[0], 1), temperature)
+        if not np.all(possible):
+            return 0.0
+        cells = np.minimum(BINS * np.asarray(places), BINS - 1).astype(int)
+        np.add.at(counts, np.ravel_multi_index(cells.T, (BINS,) * DEPTH), 1)
+    expected = counts.sum() / counts.size
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    return float(jax.scipy.stats.chi2.sf(statistic, counts.size - 1))
+
+
+def first_tokens(
+    method: Method,
+    target: Model,
+    params: Params,
+    prompt: list[int],
+    *,
+    temperature: float,
+    seed: int,
+    pieces: int,
+    rows: int,
+) -> Iterator[tuple[Array, Array]]:
+    """The first tokens `[rows, DEPTH]` of many texts after `prompt`, in `pieces`, and the keys
+    `[rows]` of each."""
+    batch = prompts([prompt] * rows, context=target.config.context, tokens=DEPTH)
+    how = sampling(rows, temperature=temperature)
+    for keys in jax.random.split(jax.random.key(seed), (pieces, rows)):
         written = generate(
             params,
             method.draft,
@@ -50,15 +80,7 @@ def first_tokens_law(
             rule=method.rule,
             tokens=DEPTH,
         )
-        text = np.concatenate([np.tile(prompt, (ROWS, 1)), written.tokens], axis=1)
-        places, possible = place(params, text, jax.random.fold_in(keys[0], 1), temperature)
-        if not np.all(possible):
-            return 0.0
-        cells = np.minimum(BINS * np.asarray(places), BINS - 1).astype(int)
-        np.add.at(counts, np.ravel_multi_index(cells.T, (BINS,) * DEPTH), 1)
-    expected = counts.sum() / counts.size
-    statistic = np.sum((counts - expected) ** 2 / expected)
-    return float(jax.scipy.stats.chi2.sf(statistic, counts.size - 1))
+        yield keys, written.tokens
 
 
 def _places(
