@@ -47,6 +47,12 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 def read_mesh(text: str) -> Mesh | None:
     """`data=2,tensor=4` as a mesh of all devices; none where nothing is asked for."""
+    sizes = read_sizes(text)
+    return make_mesh(**sizes) if sizes else None
+
+
+def read_sizes(text: str) -> dict[str, int]:
+    """`data=2,tensor=4` as numbers by axis, those that are not named left out."""
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         axis, _, size = part.strip().partition("=")
@@ -55,7 +61,7 @@ def read_mesh(text: str) -> Mesh | None:
                 f"mesh={part!r}: write each of {', '.join(AXES)} at most once, such as tensor=4"
             )
         sizes[axis] = int(size)
-    return make_mesh(**sizes) if sizes else None
+    return sizes
 
 
 def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,6 +21,9 @@ from jspec.distill.step import start, step, whereabouts
 from jspec.distill.student import HeadStudent, ModelStudent, Student, head_of
 from jspec.formats.families import read_config
 from jspec.models.protocol import LinenModel, LinenPart, Params
+from jspec.models.pruning import spread_layers
+from jspec.plan.published import SHAPES
+from jspec.plan.sizes import parameters_of
 from jspec.sharding import REPLICATED, RULES, check, shardings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -50,6 +54,8 @@ QWEN_3 = {
     "num_key_value_heads": 8,
 }
 
+OPT = {"model_type": "opt", "vocab_size": 50272, "max_position_embeddings": 2048}
+
 
 def sizes(width: int, feedforward: int, layers: int, **more: object) -> dict:
     return {
@@ -60,7 +66,8 @@ def sizes(width: int, feedforward: int, layers: int, **more: object) -> dict:
     }
 
 
-# What the models' own config.json files say, target and draft; a head hangs on its target alone.
+# What the models' own config.json files say, target and draft; a head hangs on its target alone,
+# and what the recipe shapes itself has no file.
 PAIRS = {
     "llama2_13b_68m": (
         {**LLAMA, **sizes(5120, 13824, 40, vocab_size=32000, num_attention_heads=40),
@@ -77,6 +84,22 @@ PAIRS = {
         {**QWEN_3, **sizes(4096, 12288, 36, num_attention_heads=32)},
         {**QWEN_3, **sizes(1024, 3072, 28, num_attention_heads=16, tie_word_embeddings=True)},
     ),
+    "llama65b_wide796m": (
+        {**LLAMA, **sizes(8192, 22016, 80, vocab_size=32000, num_attention_heads=64),
+         "max_position_embeddings": 2048},
+        None,
+    ),
+    "llama2_70b_wide796m": (
+        {**LLAMA, **sizes(8192, 28672, 80, vocab_size=32000, num_attention_heads=64),
+         "num_key_value_heads": 8, "max_position_embeddings": 4096},
+        None,
+    ),
+    "opt66b_125m": (
+        {**OPT, "hidden_size": 9216, "ffn_dim": 36864, "num_hidden_layers": 64,
+         "num_attention_heads": 72, "word_embed_proj_dim": 9216},
+        {**OPT, "hidden_size": 768, "ffn_dim": 3072, "num_hidden_layers": 12,
+         "num_attention_heads": 12, "word_embed_proj_dim": 768},
+    ),
 }  # fmt: skip
 
 
@@ -90,6 +113,8 @@ def models(recipe: Distillation) -> tuple[LinenModel, LinenPart]:
     target = transformer(read_config(target))
     if recipe.head:
         return target, head_of(recipe.head, target.config)
+    if recipe.model:
+        return target, transformer(recipe.model, remat=recipe.remat)
     return target, transformer(read_config(draft), remat=recipe.remat)
 
 
@@ -160,3 +185,16 @@ def test_a_step_of_real_size_has_shapes_that_fit(recipe):
         lambda x: (x.shape, x.dtype), state
     )
     assert metrics["loss"].shape == () and metrics["acceptance"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["llama65b_wide796m", "llama2_70b_wide796m"])
+def test_a_draft_of_the_paper_has_its_parameters_and_its_parents_heads(name):
+    recipe = read_recipe(CONFIGS / f"{name}.py", Distillation)
+    shape = replace(SHAPES["wide-796m"], context=recipe.model.context, epsilon=recipe.model.epsilon)
+    assert recipe.model == shape
+    assert parameters_of(recipe.model) / 1e6 == pytest.approx(796.3, rel=1e-3)
+    # Attention is wider than the model, as it is in the parent that it is cut out of.
+    parent = SHAPES["llama2-7b"]
+    assert recipe.model.heads == parent.heads and recipe.model.feedforward == parent.feedforward
+    assert recipe.model.heads * recipe.model.channels == parent.width > recipe.model.width
+    assert spread_layers(recipe.model.layers, parent.layers) == (0, 8, 16, 23, 31)

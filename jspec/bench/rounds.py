@@ -49,6 +49,20 @@ def loops(
     return Loops(state, late, rounds, drafts)
 
 
+def guesses_alone(
+    method: Method, target: Model, params: Params, work: Workload, temperature: float
+) -> Callable[[], Any]:
+    """The loop of guesses, which has run once, where no token comes late."""
+    target = method.reading(target)
+    names = {"drafter": method.drafter, "rule": method.rule}
+    state = begin(params, method.draft, work.batches[0], target=target, tokens=work.tokens, **names)
+    told = state, work.keys[0], work.sampling(temperature), jnp.zeros(ROUNDS, bool)
+    vocabulary = target.config.vocabulary
+    run = functools.partial(guesses, method.draft, *told, vocabulary=vocabulary, **names)
+    jax.block_until_ready(run())
+    return run
+
+
 def seconds(function: Callable[[], Any]) -> float:
     """How long a call takes, results included."""
     started = time.perf_counter()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jspec.distill.texts import Texts
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
+    from jspec.models.protocol import Params
 
 
 @dataclass(kw_only=True)
@@ -160,8 +161,40 @@ def _model_student(
         raise ValueError(f"model.vocabulary={wanted}: the target has {there} tokens, so take those")
     model = transformer(recipe.model, remat=recipe.remat)
     rules = REPLICATED if recipe.replicated else RULES
+    if recipe.parent:
+        params, family = _cut_out(recipe, target, mesh)
+        return replace(target, model=model, params=params, family=family)
     params = initial(model, jax.random.key(recipe.seed), mesh=mesh, rules=rules)
     return replace(target, model=model, params=params, family="llama")
+
+
+def _cut_out(
+    recipe: "Distillation", target: "Checkpoint", mesh: "Mesh | None"
+) -> "tuple[Params, str]":
+    """Parameters out of the parent's, and the parent's family."""
+    import jax
+    import jax.numpy as jnp
+
+    from jspec.models.pruning import first_layers, prune, spread_layers
+    from jspec.models.transformer import transformer
+    from jspec.sharding import REPLICATED, RULES, shardings
+
+    parent = target
+    if recipe.parent != "target":
+        parent = read_draft(recipe.parent, target, "float32", mesh)
+    choose = {"first": first_layers, "spread": spread_layers}[recipe.parent_layers]
+    config = parent.model.config
+    try:
+        layers = choose(recipe.model.layers, config.layers)
+        params = prune(parent.params, config, recipe.model, layers=layers)
+    except ValueError as error:
+        raise ValueError(f"parent={recipe.parent!r}, model: {error}") from error
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    if mesh is not None:
+        rules = REPLICATED if recipe.replicated else RULES
+        places = shardings(mesh, transformer(recipe.model).axes(), rules)
+        params = jax.device_put(params, places)
+    return params, parent.family
 
 
 def _head_student(

@@ -20,6 +20,7 @@ from jspec.cli.distill import Distill
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.import_model import Import
+from jspec.cli.plan import Plan
 from jspec.cli.study import Study
 from jspec.cli.train import Train
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
@@ -33,6 +34,7 @@ VERBS = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Decide, subcommand("decide")]
+    | Annotated[Plan, subcommand("plan")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
+from jspec.cli.contenders import Planned, contender
 from jspec.cli.distill import read_lesson
 from jspec.cli.held_out import held_out_work
 from jspec.cli.overrides import override
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jspec.distill.checkpoints import Note
+    from jspec.distill.recipe import Distillation, Text
+    from jspec.studies.gate_recipe import CompileGate
     from jspec.studies.material import Material
     from jspec.studies.multi_gauge import Pair
     from jspec.studies.multi_recipe import MultiCandidateStudy
     from jspec.studies.recipe import Study as Recipe
     from jspec.studies.records import Records
+    from jspec.studies.shape_recipe import DraftShapeStudy
 
 
 class Experiment(NamedTuple):
@@ -39,11 +43,15 @@ class Experiment(NamedTuple):
 
 def experiments() -> dict[str, Experiment]:
     """All of them, by name."""
-    from jspec.studies import feature_report, multi_report, report
+    from jspec.studies import feature_report, gate_report, multi_report, report, shape_report
+    from jspec.studies.compile_gate import compile_gate
+    from jspec.studies.draft_shape import draft_shape
     from jspec.studies.feature_draft import feature_draft
+    from jspec.studies.gate_recipe import CompileGate
     from jspec.studies.multi_candidate import multi_candidate
     from jspec.studies.multi_recipe import MultiCandidateStudy
     from jspec.studies.recipe import FeatureDraftStudy, TemperatureStudy
+    from jspec.studies.shape_recipe import DraftShapeStudy
     from jspec.studies.temperature import temperature
 
     return {
@@ -54,6 +62,8 @@ def experiments() -> dict[str, Experiment]:
         "multi-candidate": Experiment(
             MultiCandidateStudy, _pair, multi_candidate, multi_report.write
         ),
+        "draft-shape": Experiment(DraftShapeStudy, _targets, draft_shape, shape_report.write),
+        "compile-gate": Experiment(CompileGate, _parts, compile_gate, gate_report.write),
     }
 
 
@@ -61,10 +71,12 @@ def experiments() -> dict[str, Experiment]:
 class Study(Verb):
     """Run an experiment, on the zoo if no config is given; goes on from where it stopped."""
 
-    study: Positional[Literal["temperature", "feature-draft", "multi-candidate"]]
+    study: Positional[
+        Literal["temperature", "feature-draft", "multi-candidate", "draft-shape", "compile-gate"]
+    ]
     """Drafts taught at some temperatures and served at others; heads that read the target's
-    features, with each of FSPAD's changes alone and both; or many candidates, decided as they
-    grow."""
+    features, with each of FSPAD's changes alone and both; many candidates, decided as they grow;
+    drafts of many shapes, and what was foretold of them; or whether launches compile for TPUs."""
     words: Positional[tuple[str, ...]] = ()
     """A Python file whose `config()` returns the study, then fields to change, dotted: seeds=5
     teaching.steps=1000 served="0 1"."""
@@ -108,11 +120,36 @@ class Study(Verb):
 
 
 def _material(recipe: "Recipe", mesh: "Mesh | None", note: "Note") -> "Material":
+    return _taught_by(recipe, recipe.teaching, recipe.elsewhere, mesh, note)
+
+
+def _targets(
+    recipe: "DraftShapeStudy", mesh: "Mesh | None", note: "Note"
+) -> "Callable[[str], Material]":
+    """What makes the material of each target, one at a time."""
+    from jspec.distill.recipe import Text
+    from jspec.zoo.lessons import PROSE
+
+    def find(target: str) -> "Material":
+        teaching = replace(recipe.teaching, target=target)
+        return _taught_by(recipe, teaching, Text(source=PROSE), mesh, note)
+
+    return find
+
+
+def _parts(recipe: "CompileGate", mesh: "Mesh | None", note: "Note") -> "Callable[..., Any]":
+    """What makes a draft of a name for a target's shape."""
+    return lambda name, target: contender(name, Planned(target, None)).part
+
+
+def _taught_by(
+    recipe: "Recipe", teaching: "Distillation", other: "Text", mesh: "Mesh | None", note: "Note"
+) -> "Material":
     from jspec.distill.run import course
     from jspec.studies.material import Material
     from jspec.zoo.lessons import elsewhere
 
-    teaching = replace(recipe.teaching, name=recipe.name, output=recipe.output)
+    teaching = replace(teaching, name=recipe.name, output=recipe.output)
     lesson = read_lesson(teaching, mesh, note)
     target = lesson.target
     end, cache = target.end_of_text[0], recipe.folder / "data"
@@ -120,7 +157,7 @@ def _material(recipe: "Recipe", mesh: "Mesh | None", note: "Note") -> "Material"
         course(teaching, target, lesson.student, mesh=mesh),
         lesson.texts,
         lesson.held_out,
-        elsewhere(recipe.elsewhere, target.tokenizer, end, cache=cache),
+        elsewhere(other, target.tokenizer, end, cache=cache),
         lambda name: read_draft(name, target, "float32", mesh),
     )
 

@@ -14,6 +14,7 @@ from jspec.distill.sources import Answers, Rollouts, Text
 from jspec.distill.temperatures import read_served, read_temperatures
 
 HEADS = ("eagle", "fspad", "sampling_alone", "alignment_alone", "eagle3")
+PARENT_LAYERS = ("first", "spread")
 CHOICES = {
     "compute": ("float32", "bfloat16"),
     "optimizer": tuple(OPTIMIZERS),
@@ -203,6 +204,8 @@ class Distillation(Recipe):
       target: the teacher; draft: the student to start from. Both are model folders, hub names, or
         of the zoo.
       model: a shape to start afresh with, in place of `draft`.
+      parent: what `model` is cut out of, `target` or a model folder; empty for fresh parameters.
+      parent_layers: which of its layers stay: the `first`, or some that are `spread`.
       head: what is taught is a head: a fresh one, or that in the folder `draft`.
       teacher: what the teacher is loaded and computed in: float32, bfloat16 or float16.
       loss_temperature: of both laws in the loss: a number, a set or a range, drawn once a text;
@@ -214,6 +217,8 @@ class Distillation(Recipe):
     target: str
     draft: str = ""
     model: ModelConfig | None = None
+    parent: str = ""
+    parent_layers: str = "spread"
     head: FeatureHead | None = None
     teacher: str = "float32"
     losses: Losses = Losses()
@@ -226,7 +231,9 @@ class Distillation(Recipe):
     prompts: int = 16
     tokens: int = 64
 
-    FIXED: ClassVar[tuple[str, ...]] = ("target", "draft", "model", "head", *Recipe.FIXED)
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "target", "draft", "model", "parent", "parent_layers", "head", *Recipe.FIXED
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,6 +241,13 @@ class Distillation(Recipe):
             raise ValueError(f"model={self.model}: there is a draft or a head already")
         if not self.draft and self.model is None and self.head is None:
             raise ValueError("draft='', model=None, head=None: give one of the three")
+        if self.parent and self.model is None:
+            raise ValueError(
+                f"parent={self.parent!r}: it is what a model is cut out of: give model"
+            )
+        if self.parent_layers not in PARENT_LAYERS:
+            known = ", ".join(PARENT_LAYERS)
+            raise ValueError(f"parent_layers={self.parent_layers!r} is none of: {known}")
         if self.head is not None and self.rollouts.weight:
             raise ValueError(
                 f"rollouts.weight={self.rollouts.weight}: a head writes nothing alone; head.passes "

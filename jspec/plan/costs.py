@@ -20,12 +20,17 @@ class Costs:
       level: by rows, one level of the draft's guesses.
       plain: one step of plain decoding.
       source: where the numbers come from.
+      start, plain_start: what comes before the first round, and before the first plain step.
+      spread: how far a round may be off, relatively, as a standard deviation.
     """
 
     target: Points
     level: Points
     plain: float
     source: str
+    start: float = 0.0
+    plain_start: float = 0.0
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("target", "level"):
@@ -40,11 +45,22 @@ class Costs:
                 )
         if not 0 < self.plain < np.inf:
             raise ValueError(f"costs plain={self.plain}: give milliseconds")
+        for name in ("start", "plain_start", "spread"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"costs {name}={getattr(self, name)}: must be 0 or more")
 
     def round(self, tree: Tree) -> float:
         """Milliseconds of a round over `tree`."""
         levels = np.bincount(tree.depths[tree.inner])
         return _on(self.target, [tree.size])[0] + float(_on(self.level, levels).sum())
+
+    def verification(self, nodes: int) -> float:
+        """Milliseconds of what is done once a round, over a tree of that many nodes."""
+        return float(_on(self.target, [nodes])[0])
+
+    def guess(self, rows: int = 1) -> float:
+        """Milliseconds of one level of the draft's guesses."""
+        return float(_on(self.level, [rows])[0])
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

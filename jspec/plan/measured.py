@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from jspec.bench.drafts import Draft
-from jspec.bench.rounds import ROUNDS, Loops, loops, seconds
+from jspec.bench.rounds import ROUNDS, Loops, guesses_alone, loops, seconds
 from jspec.bench.suite import PLAIN, Method, Program, Workload
 from jspec.candidates import Draws, Rule
+from jspec.decode import begin, begin_plain
 from jspec.formats.huggingface import Checkpoint
 from jspec.plan.costs import Costs, rising
 from jspec.tree import Tree
@@ -18,6 +20,8 @@ from jspec.tree import Tree
 PROBES = Tree.chain(1), Tree.chain(3), Tree.chain(7), Tree.fork(8, 2), Tree.fork(16, 4)
 # Below so many trials a share says little, and the level above stands for it.
 TRIALS = 40
+# How often guesses alone are timed.
+REPEATED = 5
 
 
 def admitted_trees(trees: Sequence[Tree], rule: Rule, context: int) -> list[Tree]:
@@ -38,7 +42,13 @@ def method_of(draft: Draft, tree: Tree, rule: Rule, name: str = "draft") -> Meth
     return Method(name, draft.drafter(tree), draft.params, rule, draft.reading)
 
 
-def acceptance(
+def acceptance(draft: Draft, target: Checkpoint, work: Workload, **how: Any) -> np.ndarray:
+    """`[D, W]` how often the child of each rank was kept below the first node of each level, as
+    `kept` counts it."""
+    return shares(kept(draft, target, work, **how).sum(axis=0))
+
+
+def kept(
     draft: Draft,
     target: Checkpoint,
     work: Workload,
@@ -48,7 +58,8 @@ def acceptance(
     depth: int,
     width: int,
 ) -> np.ndarray:
-    """`[D, W]` how often the child of each rank was kept below the first node of each level.
+    """`[R, A, W]` rounds of each text that kept, at each depth, the child of each rank below the
+    first node of the level before; the root's first.
 
     Args:
       depth, width: how far, and how many children of a node; one where the rule follows chains.
@@ -58,8 +69,7 @@ def acceptance(
     )
     program = Program(method_of(draft, tree, rule), target.model, target.params, work)
     batches = range(len(work.batches))
-    kept = sum(np.asarray(program.write(b, temperature).kept).sum(axis=0) for b in batches)
-    return shares(kept)
+    return np.concatenate([np.asarray(program.write(b, temperature).kept) for b in batches])
 
 
 def shares(kept: np.ndarray) -> np.ndarray:
@@ -81,14 +91,16 @@ def costs(
     temperature: float,
     repetitions: int,
     tick: Callable[[str], None],
+    probes: Sequence[Tree] = PROBES,
 ) -> Costs:
     """Milliseconds of the parts of a round on the first batch of a workload; medians of
     `repetitions` in turns.
 
     Args:
+      probes: trees of which rounds are timed, two chains among them.
       tick: told of every program that is compiled, one for each probe and one more.
     """
-    trees = admitted_trees(PROBES, rule, target.model.config.context)
+    trees = admitted_trees(probes, rule, target.model.config.context)
     compiled: list[Loops] = []
     for tree in trees:
         tick(f"compiling rounds of {tree.size} nodes")
@@ -97,20 +109,63 @@ def costs(
     tick("compiling plain decoding")
     plain = Program(Method(PLAIN), target.model, target.params, work)
     plain(0, temperature)
+    begins = _beginnings(method_of(draft, trees[0], rule), target, work)
+    for begin_now in begins:
+        seconds(begin_now)
     runs = []
     for _ in range(repetitions):
         pairs = [(seconds(one.rounds), seconds(one.guesses)) for one in compiled]
-        runs.append((pairs, plain(0, temperature).seconds))
-    step = median(run[1] for run in runs) * 1e3 / work.tokens
-    whole, guesses = (
-        np.median([[pair[which] for pair in run[0]] for run in runs], axis=0) * 1e3 / ROUNDS
-        for which in (0, 1)
+        alone = plain(0, temperature).seconds
+        runs.append((pairs, alone, *map(seconds, begins)))
+    _, alone, start, plain_start = ([run[which] for run in runs] for which in range(4))
+    rounds = np.array([[pair for pair in run[0]] for run in runs]) * 1e3 / ROUNDS
+    whole, guesses = np.median(rounds, axis=0).T
+    plain_start = median(plain_start) * 1e3
+    return taken_apart(
+        trees,
+        whole,
+        guesses,
+        plain=(median(alone) * 1e3 - plain_start) / work.tokens,
+        start=median(start) * 1e3,
+        plain_start=plain_start,
+        spread=float(np.median(rounds[..., 0].std(axis=0) / whole)),
     )
-    return taken_apart(trees, whole, guesses, plain=step)
+
+
+def level_ms(
+    draft: Draft, target: Checkpoint, work: Workload, *, rule: Rule, temperature: float
+) -> float:
+    """Milliseconds of one level of a draft's guesses, of one row, and of nothing else."""
+    took, chains = [], (Tree.chain(1), Tree.chain(5))
+    for tree in chains:
+        method = method_of(draft, tree, rule)
+        run = guesses_alone(method, target.model, target.params, work, temperature)
+        took.append(median(seconds(run) for _ in range(REPEATED)) * 1e3 / ROUNDS)
+    return max(took[1] - took[0], 0.0) / (chains[1].depth - chains[0].depth)
+
+
+def _beginnings(
+    method: Method, target: Checkpoint, work: Workload
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What comes before the first round, and before the first step of plain decoding."""
+    prompts, tokens = work.batches[0], work.tokens
+    reading = method.reading(target.model)
+    names = {"drafter": method.drafter, "rule": method.rule}
+    return (
+        lambda: begin(target.params, method.draft, prompts, target=reading, tokens=tokens, **names),
+        lambda: begin_plain(target.params, prompts, target=target.model, tokens=tokens),
+    )
 
 
 def taken_apart(
-    trees: Sequence[Tree], whole: np.ndarray, guesses: np.ndarray, *, plain: float
+    trees: Sequence[Tree],
+    whole: np.ndarray,
+    guesses: np.ndarray,
+    *,
+    plain: float,
+    start: float = 0.0,
+    plain_start: float = 0.0,
+    spread: float = 0.0,
 ) -> Costs:
     """Costs from milliseconds of whole rounds over trees and of their drafts' guesses, which are
     levels and something that is done once."""
@@ -127,4 +182,4 @@ def taken_apart(
         (tree.size, took - Costs(((1, 0.0),), level, 1.0, "").round(tree))
         for tree, took in zip(trees, whole, strict=True)
     ]
-    return Costs(rising(rest), level, plain, "measured")
+    return Costs(rising(rest), level, plain, "measured", start, plain_start, spread)

@@ -1,0 +1,145 @@
+"""What `jspec plan` computes: costs, acceptance, and shapes that are searched."""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from jspec.bench import settings
+from jspec.cli.contenders import Planned
+from jspec.cli.held_out import held_out_work
+
+if TYPE_CHECKING:
+    from jspec.cli.plan import Plan
+    from jspec.plan.acceptance import Acceptance
+    from jspec.plan.outlook import Outlook
+    from jspec.plan.sources import Contender, Source
+
+HERE, MEASURED = "here", "measured"
+# What is taken to be kept at every depth where nobody says and nothing is measured.
+ASSUMED = "0.7"
+# Held-out prompts that are decoded where acceptance is measured, and how far and wide is guessed.
+PROMPTS, PROMPT_LENGTH, TOKENS, DEPTH, WIDTH = 16, 64, 128, 8, 4
+FOUND = 8  # shapes that a search shows
+
+
+def source_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> "Source":
+    """Where costs come from, for the hardware that is asked for."""
+    from jspec.plan.accelerators import accelerator
+    from jspec.plan.sources import Work, compiling, declared, measuring
+    from jspec.plan.topologies import devices_of, mesh_on, slice_of
+    from jspec.sharding import check, read_sizes
+
+    work = Work(asked.context // 2, asked.context - asked.context // 2)
+    if asked.context > target.model.config.context:
+        raise ValueError(
+            f"context={asked.context}: the target has one of {target.model.config.context}"
+        )
+    if asked.hardware == HERE:
+        return measuring(target.trained, work, temperature=asked.temperature, tick=tick)
+    how = {"dtype": asked.dtype or "bfloat16", "replicated": asked.replicate_draft}
+    sizes = read_sizes(asked.mesh)
+    wanted = slice_of(asked.hardware)
+    if wanted is not None:
+        chip, sides = wanted
+        mesh = mesh_on(devices_of(asked.hardware), sizes or {"tensor": math.prod(sides)})
+        check(mesh, target.model.config)
+        return compiling(target.model, chip, mesh, work, **how, tick=tick)
+    name, _, count = asked.hardware.partition(":")
+    chip, chips = accelerator(name), _count(asked.hardware, count)
+    if sizes and (set(sizes) != {"tensor"} or math.prod(sizes.values()) != chips):
+        raise ValueError(
+            f"mesh={asked.mesh!r}: what a maker declares is planned for tensor={chips} on "
+            f"{asked.hardware}; other meshes are compiled for (v5e:2x4, say)"
+        )
+    return declared(target.model, chip, work, chips=chips, **how)
+
+
+def outlooks(
+    asked: "Plan",
+    target: Planned,
+    draft: "Contender",
+    source: "Source",
+    tick: Callable[[str], None],
+) -> "list[Outlook]":
+    """What is to be expected of a draft at each batch size."""
+    from jspec.plan.outlook import outlook
+    from jspec.plan.sources import size_of_draft
+
+    accepted = acceptance_of(asked, target, draft, tick)
+    size = size_of_draft(draft.part, target.model.config, "float32")
+    return [
+        outlook(draft.name, size.parameters, batch, *source(draft, batch), accepted)
+        for batch in asked.batch
+    ]
+
+
+def acceptance_of(
+    asked: "Plan", target: Planned, draft: "Contender", tick: Callable[[str], None]
+) -> "Acceptance":
+    """How often a draft's guesses are kept: as is said, as is measured, or as is assumed."""
+    from jspec.plan.acceptance import counted, read_acceptance
+    from jspec.plan.measured import kept
+    from jspec.verify import coupled
+
+    measured = asked.acceptance == MEASURED or (not asked.acceptance and asked.hardware == HERE)
+    if measured and draft.trained is not None and target.trained.tokenizer is not None:
+        tick(f"measuring what is accepted of {draft.name}")
+        work = held_out_work(
+            target.trained,
+            prompts=PROMPTS,
+            prompt_length=PROMPT_LENGTH,
+            batch=PROMPTS,
+            tokens=min(TOKENS, target.model.config.context - PROMPT_LENGTH),
+            seed=settings.SEED,
+        )
+        found = kept(
+            draft.trained, target.trained, work,
+            rule=coupled, temperature=asked.temperature, depth=DEPTH, width=WIDTH,
+        )  # fmt: skip
+        told = f"measured on {PROMPTS} held-out prompts at T={asked.temperature:g}"
+        return counted(found, told)
+    if asked.acceptance not in ("", MEASURED):
+        return read_acceptance(asked.acceptance)
+    if asked.acceptance == MEASURED and not asked.search:
+        raise ValueError(
+            f"acceptance='measured': {draft.name} was never trained, so that nothing can be "
+            "measured of it: give numbers, such as 0.7"
+        )
+    from dataclasses import replace
+
+    assumed = read_acceptance(ASSUMED)
+    return replace(assumed, source=f"assumed: {ASSUMED} at every depth (--acceptance says other)")
+
+
+def searched(asked: "Plan", target: Planned, source: "Source") -> "list[Contender]":
+    """The draft shapes within the budget that should be fastest, were all kept as often."""
+    from jspec.models.transformer import transformer
+    from jspec.plan.acceptance import read_acceptance
+    from jspec.plan.imagined import describe, read_count, shapes
+    from jspec.plan.outlook import outlook
+    from jspec.plan.sizes import parameters_of
+    from jspec.plan.sources import Contender
+
+    config = target.model.config
+    budget = read_count(asked.parameters) if asked.parameters else parameters_of(config)
+    same, batch = read_acceptance(ASSUMED), asked.batch[0]
+    found = []
+    for shape in shapes(config, parameters=budget):
+        one = Contender(describe(shape), transformer(shape))
+        seen = outlook(one.name, parameters_of(shape), batch, *source(one, batch), same)
+        if not asked.latency or seen.costs.guess() <= asked.latency:
+            found.append((seen.best.tokens_per_second, one))
+    if not found:
+        raise ValueError(
+            f"parameters={asked.parameters!r}, latency={asked.latency}: no shape is within both: "
+            "give more"
+        )
+    return [one for _, one in sorted(found, key=lambda pair: -pair[0])[:FOUND]]
+
+
+def _count(hardware: str, text: str) -> int:
+    if not text:
+        return 1
+    if not text.isdigit() or not 1 <= int(text) <= 4096:
+        raise ValueError(f"hardware={hardware!r}: write a number of them, as h100:8")
+    return int(text)

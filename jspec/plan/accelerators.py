@@ -1,0 +1,70 @@
+"""Accelerators that need not be there: what their makers say that they can do."""
+
+from dataclasses import dataclass
+
+from jspec.memory import GIGABYTE
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One chip.
+
+    Attributes:
+      memory: bytes; bandwidth: bytes a second of it; rate: bfloat16 operations a second.
+      link: bytes a second that it sends to the others at once.
+      dispatch: seconds between one layer's operations and the next one's that are nobody's work.
+        This alone no data sheet says: the numbers are round guesses, 20 us for GPUs, which launch a
+        layer's kernels one by one, and 3 us for TPUs, which run a program as a whole.
+      slices: how many chips a topology has to a side, as its names go, or none.
+    """
+
+    name: str
+    memory: float
+    bandwidth: float
+    rate: float
+    link: float
+    dispatch: float
+    slices: str = ""
+
+
+def _tpu(
+    name: str, memory: float, bandwidth: float, rate: float, link: float, slices: str
+) -> Accelerator:
+    return Accelerator(
+        name, memory * 2**30, bandwidth * GIGABYTE, rate * 1e12, link * GIGABYTE, 3e-6, slices
+    )
+
+
+def _gpu(name: str, memory: float, bandwidth: float, rate: float, link: float) -> Accelerator:
+    return Accelerator(
+        name, memory * GIGABYTE, bandwidth * GIGABYTE, rate * 1e12, link * GIGABYTE, 20e-6
+    )
+
+
+# Memory in GiB (TPUs) or GB, bandwidth in GB/s, bfloat16 TFLOP/s (without sparsity; the T4's are of
+# float16), and one direction of all links in GB/s. From docs.cloud.google.com/tpu (system
+# architecture) and NVIDIA's data sheets of the SXM cards, the L4 and the T4.
+ACCELERATORS = {
+    one.name: one
+    for one in (
+        _tpu("v4", 32, 1228, 275, 300, "2x2x1"),
+        _tpu("v5e", 16, 819, 197, 200, "2x4"),
+        _tpu("v5p", 95, 2765, 459, 600, "2x2x1"),
+        _tpu("v6e", 32, 1638, 918, 400, "2x4"),
+        _gpu("a100", 80, 2039, 312, 300),
+        _gpu("h100", 80, 3350, 989, 450),
+        _gpu("h200", 141, 4800, 989, 450),
+        _gpu("l4", 24, 300, 121, 32),
+        _gpu("t4", 16, 320, 65, 16),
+    )
+}
+
+
+def accelerator(name: str) -> Accelerator:
+    """The one of that name; raises `ValueError` with a list of those there are."""
+    if name not in ACCELERATORS:
+        raise ValueError(
+            f"hardware={name!r} is not known: here, {', '.join(ACCELERATORS)}; also as h100:8 "
+            "(eight of them) or v5e:2x4 (a TPU slice, for which programs are compiled)"
+        )
+    return ACCELERATORS[name]

@@ -1,0 +1,104 @@
+"""What XLA's compiler says of a program: bytes, operations, memory, and what devices exchange."""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jax.stages import Compiled, Lowered
+
+from jspec.plan.accelerators import Accelerator
+
+EXCHANGES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
+# An operation's result and its kind; asynchronous ones end in -start and -done.
+_OPERATION = re.compile(rf"= (.+?) ({'|'.join(EXCHANGES)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)(?:e\d\w*)?)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Devices that exchange: how often, and how many bytes each of them gets, all of them added."""
+
+    kind: str
+    count: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a compiled program, on each device.
+
+    A loop's body counts once in `accessed`, `operations` and `exchanges`.
+
+    Attributes:
+      seconds: that compiling took.
+      accessed: bytes that its operations read and write, as XLA estimates them.
+      operations: of floating point.
+      arguments, results, aliased, temporaries: bytes; what is aliased is an argument whose place
+        the result takes.
+    """
+
+    seconds: float
+    accessed: float
+    operations: float
+    arguments: int
+    results: int
+    aliased: int
+    temporaries: int
+    exchanges: tuple[Exchange, ...]
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it needs while it runs."""
+        return self.arguments + self.results - self.aliased + self.temporaries
+
+    def ms(self, chip: Accelerator, *, reached: float) -> float:
+        """Milliseconds at least on a chip that reaches that share of what its maker says."""
+        busy = max(self.accessed / chip.bandwidth, self.operations / chip.rate) / reached
+        count = sum(one.count for one in self.exchanges)
+        sent = sum(one.size for one in self.exchanges) / chip.link / reached
+        return 1e3 * (busy + sent + count * chip.dispatch)
+
+
+def compile_for(lowered: Lowered) -> tuple[Compiled, Facts]:
+    """The program, and what there is to say of it."""
+    started = time.perf_counter()
+    program = lowered.compile()
+    seconds = time.perf_counter() - started
+    return program, facts(program, seconds)
+
+
+def facts(program: Compiled, seconds: float = 0.0) -> Facts:
+    """What XLA says of a program."""
+    cost, memory = _costs(program.cost_analysis()), program.memory_analysis()
+    return Facts(
+        seconds=seconds,
+        accessed=float(cost.get("bytes accessed", 0.0)),
+        operations=float(cost.get("flops", 0.0)),
+        arguments=memory.argument_size_in_bytes,
+        results=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        exchanges=exchanges(program.as_text()),
+    )
+
+
+def exchanges(text: str) -> tuple[Exchange, ...]:
+    """Those of a compiled program's text, by kind."""
+    found: dict[str, list[int]] = {}
+    for result, kind, started in _OPERATION.findall(text):
+        # Of what is asynchronous the result holds what is given as well as what is got.
+        sizes = [_size(*array) for array in _ARRAY.findall(result)]
+        found.setdefault(kind, []).append(max(sizes, default=0) if started else sum(sizes))
+    return tuple(Exchange(kind, len(sizes), sum(sizes)) for kind, sizes in sorted(found.items()))
+
+
+def _size(_: str, bits: str, shape: str) -> int:
+    sides = [int(side) for side in shape.split(",") if side]
+    return int(np.prod(sides, dtype=np.int64)) * max(int(bits or 8) // 8, 1)
+
+
+def _costs(told: Any) -> dict[str, float]:
+    # Older jax gives a list of one for each device.
+    return told[0] if isinstance(told, list) else told or {}

@@ -1,0 +1,140 @@
+"""Whether all programs of a launch compile for a slice, fit it, and do what they should there."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jspec.models.heads import Head
+from jspec.models.protocol import LinenModel
+from jspec.plan.accelerators import Accelerator
+from jspec.plan.facts import Facts, compile_for
+from jspec.plan.lessons import recipe_for, step_program
+from jspec.plan.programs import Launch, held
+from jspec.plan.sizes import Size, size_of
+from jspec.plan.sources import Work, launch_of, size_of_draft
+
+# How much more than weights and cache a round may read, and how much of what is given away must be
+# written over: lengths and counters need not be.
+READ, GIVEN = 1.15, 0.98
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A program at the gate.
+
+    Attributes:
+      memory: bytes of a device that it needs; given: bytes of what it takes the place of, and
+        aliased, how many of these it does.
+      read: of a round, bytes that it accesses over those of weights and caches; else None.
+      exchanges: how often devices exchange.
+      wrong: what it should not do, in words; empty if it is as it should be.
+    """
+
+    program: str
+    seconds: float
+    memory: int
+    given: int
+    aliased: int
+    read: float | None
+    exchanges: int
+    wrong: str
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def gate(
+    target: LinenModel,
+    part: LinenModel | Head,
+    mesh: Mesh,
+    chip: Accelerator,
+    work: Work,
+    *,
+    batch: int,
+    lesson: tuple[int, int],
+    dtype: str = "bfloat16",
+    tick: Callable[[str], None],
+) -> Iterator[Passed]:
+    """Compiles prefill, refill, a round, commit and a step of distillation, from shapes.
+
+    Args:
+      batch: texts that are written together; lesson: tokens of a row, and rows, of a step.
+    """
+    launch = launch_of(target, part, mesh, work, batch=batch, dtype=dtype)
+    tick("prefill")
+    program, prefill = compile_for(launch.prefill())
+    yield _passed("prefill", prefill, chip)
+    tick("refill")
+    yield _passed("refill", compile_for(launch.refill())[1], chip)
+    state = launch.state(program)
+    tick("round")
+    once = compile_for(launch.round(state))[1]
+    yield _passed("round", once, chip, given=held(_caches(state)), read=_share(once, launch, state))
+    tick("commit")
+    moved = compile_for(launch.commit(state))[1]
+    yield _passed("commit", moved, chip, given=held(state.cache), quiet=True)
+    tick("step of distillation")
+    length, rows = lesson
+    lowered, taught = step_program(recipe_for(part, length=length, batch=rows), target, part, mesh)
+    yield _passed("step", compile_for(lowered)[1], chip, given=held(taught))
+
+
+def _passed(
+    name: str,
+    facts: Facts,
+    chip: Accelerator,
+    *,
+    given: int = 0,
+    read: float | None = None,
+    quiet: bool = False,
+) -> Passed:
+    """`quiet`: whether devices may exchange nothing."""
+    count = sum(one.count for one in facts.exchanges)
+    wrong = []
+    if facts.memory > chip.memory:
+        wrong.append(f"needs {facts.memory - int(chip.memory):,} bytes more than {chip.name} has")
+    if facts.aliased < GIVEN * given:
+        wrong.append(f"writes over {facts.aliased:,} of {given:,} bytes that it is given")
+    if read is not None and read > READ:
+        wrong.append(f"reads {read:.2f} times its weights and caches")
+    if quiet and count:
+        wrong.append(f"devices exchange {count} times")
+    return Passed(
+        name, facts.seconds, facts.memory, given, facts.aliased, read, count, "; ".join(wrong)
+    )
+
+
+def _share(facts: Facts, launch: Launch, state: Any) -> float:
+    """Bytes that a round accesses, over those of a pass of the target and the draft's passes."""
+    target = size_of(launch.target, _dtype(launch.params))
+    draft = _draft_size(launch)
+    passes = launch.drafter.tree.depth + 1
+    ways = launch.mesh.shape["tensor"] * launch.mesh.shape["fsdp"]
+    weights = (target.read + passes * draft.read) / ways
+    return facts.accessed / (weights + held(state.cache) + passes * held(_caches(state.drafter)))
+
+
+def _draft_size(launch: Launch) -> Size:
+    part = getattr(launch.drafter, "head", None) or launch.drafter.model
+    return size_of_draft(part, launch.target.config, _dtype(launch.params))
+
+
+def _dtype(params: Any) -> str:
+    import jax
+
+    return jax.tree.leaves(params)[0].dtype.name
+
+
+def _caches(state: Any) -> list[Any]:
+    """The keys and values of everything committed in a state."""
+    return [
+        x
+        for x in (
+            getattr(state, "cache", None),
+            getattr(getattr(state, "drafter", None), "cache", None),
+        )
+        if x is not None
+    ]

@@ -1,0 +1,164 @@
+"""The programs of a launch, lowered from shapes: no weight of them is ever in memory."""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Lowered
+
+from jspec.cache import Block, Cache, commit
+from jspec.candidates import Rule
+from jspec.decode import begin, generate, speculate
+from jspec.draft.protocol import Drafter
+from jspec.models.protocol import LinenModel, LinenPart, Params
+from jspec.ragged import Prompts
+from jspec.sampling import sampling
+from jspec.sharding import RULES, Rules, shardings
+from jspec.verify import coupled
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """What is compiled: models, the shapes of their parameters with where these lie, and how many
+    texts of which length they write.
+
+    Attributes:
+      batch, prompt, tokens: texts, tokens of each prompt, and new ones of each.
+    """
+
+    target: LinenModel
+    params: Params
+    drafter: Drafter
+    draft: Params
+    mesh: Mesh
+    batch: int
+    prompt: int
+    tokens: int
+    rule: Rule = coupled
+
+    def prefill(self) -> Lowered:
+        """What comes before the first round."""
+        return self._on_mesh(begin.lower, *self._told(), **self._names(), tokens=self.tokens)
+
+    def refill(self) -> Lowered:
+        """The same for one text, which then takes the place of one that is done."""
+        alone = jax.tree.map(lambda x: _first_row(x, self.mesh), self._prompts())
+        return self._on_mesh(
+            begin.lower, self.params, self.draft, alone, **self._names(), tokens=self.tokens
+        )
+
+    def round(self, state: Any) -> Lowered:
+        """One round, which takes the place of the `state` that it is given."""
+        advance = functools.partial(speculate, **self._names())
+        return self._on_mesh(
+            jax.jit(advance, donate_argnums=2).lower,
+            self.params, self.draft, state, *self._chance(),
+        )  # fmt: skip
+
+    def passes(self, state: Any, nodes: int) -> Lowered:
+        """The target's pass over `nodes` new rows of each text, and the likeliest tokens there."""
+
+        def run(params: Params, tokens: Array, positions: Array, cache: Cache) -> Array:
+            mask = jnp.tril(jnp.ones((nodes, nodes), bool))
+            output = self.target.forward(params, tokens, positions, mask, cache)
+            return jnp.argmax(self.target.logits(params, output.hidden), axis=-1)
+
+        rows = self._rows((self.batch, nodes), jnp.int32)
+        return self._on_mesh(jax.jit(run).lower, self.params, rows, rows, state.cache)
+
+    def commit(self, state: Any) -> Lowered:
+        """What moves the rows of an accepted path into the target's cache."""
+        tree = self.drafter.tree
+        block = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                (*x.shape[:2], tree.size, x.shape[3]), x.dtype, sharding=x.sharding
+            ),
+            (state.cache.k, state.cache.v),
+        )
+        path = self._rows((self.batch, tree.path_length), jnp.int32)
+        count = self._rows((self.batch,), jnp.int32)
+        return self._on_mesh(
+            jax.jit(commit, donate_argnums=0).lower, state.cache, Block(*block), path, count
+        )
+
+    def whole(self) -> Lowered:
+        """Everything from prompts to texts."""
+        prompts = self._told()
+        return self._on_mesh(
+            generate.lower, *prompts, *self._chance(), **self._names(), tokens=self.tokens
+        )
+
+    def state(self, prefill: Any) -> Any:
+        """The state that a compiled `prefill` leaves, as shapes that lie where it leaves them."""
+        with jax.set_mesh(self.mesh):
+            shapes = jax.eval_shape(
+                functools.partial(begin, **self._names(), tokens=self.tokens), *self._told()
+            )
+        return jax.tree.map(_placed, shapes, prefill.output_shardings)
+
+    def _told(self) -> tuple[Any, ...]:
+        return self.params, self.draft, self._prompts()
+
+    def _names(self) -> dict[str, Any]:
+        return {"target": self.target, "drafter": self.drafter, "rule": self.rule}
+
+    def _prompts(self) -> Prompts:
+        return Prompts(
+            self._rows((self.batch, self.prompt), jnp.int32),
+            self._rows((self.batch,), jnp.int32),
+        )
+
+    def _chance(self) -> tuple[Any, Any]:
+        """Keys, and how is sampled."""
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.batch))
+        law = sampling(self.batch, temperature=1.0)
+        return jax.tree.map(lambda x: self._rows(x.shape, x.dtype), (keys, law))
+
+    def _rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        """An array with a row for each text, cut as far as the mesh divides it."""
+        homes = RULES["batch"]
+        while shape[0] % _ways(self.mesh, homes):
+            homes = homes[:-1]
+        home = NamedSharding(self.mesh, PartitionSpec(homes or None))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=home)
+
+    def _on_mesh(self, lower: Callable[..., Lowered], *told: Any, **names: Any) -> Lowered:
+        with jax.set_mesh(self.mesh):
+            return lower(*told, **names)
+
+
+def laid(part: LinenPart, mesh: Mesh, dtype: Any, rules: Rules = RULES) -> Params:
+    """The shapes of a model's parameters, and where on a mesh they lie."""
+    shapes = jax.eval_shape(part.init, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, home: jax.ShapeDtypeStruct(x.shape, dtype, sharding=home),
+        shapes,
+        shardings(mesh, part.axes(), rules),
+    )
+
+
+def held(arrays: Any) -> int:
+    """Bytes of the arrays, given as shapes, on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )
+
+
+def _placed(x: jax.ShapeDtypeStruct, home: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
+
+
+def _first_row(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    home = NamedSharding(mesh, PartitionSpec())
+    return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=home)
+
+
+def _ways(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -1,0 +1,205 @@
+"""Where costs come from: what is measured here, what a compiler says, or what a maker declares.
+
+Each is a function of a draft and a batch size that gives the costs of a round and the memory that a
+device needs.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jspec.bench.drafts import Draft, HeadDraft, ModelDraft
+from jspec.bench.suite import Workload, workload
+from jspec.config import ModelConfig
+from jspec.draft.feature_head import FeatureDrafter
+from jspec.draft.protocol import Drafter
+from jspec.draft.small_model import SmallModelDrafter
+from jspec.formats.heads import HeadCheckpoint
+from jspec.formats.huggingface import Checkpoint
+from jspec.memory import free_here
+from jspec.models.heads import Head, HeadParams
+from jspec.models.protocol import LinenModel
+from jspec.models.transformer import observed
+from jspec.plan.accelerators import Accelerator
+from jspec.plan.compiled import Programs, compile_launch, compiled, room
+from jspec.plan.costs import Costs
+from jspec.plan.facts import Facts
+from jspec.plan.measured import costs, level_ms
+from jspec.plan.outlook import Room
+from jspec.plan.programs import Launch, laid
+from jspec.plan.roofline import roofline
+from jspec.plan.sizes import Size, size_of, size_of_head
+from jspec.sharding import REPLICATED, RULES
+from jspec.tree import Tree
+from jspec.verify import coupled
+
+# Of a round that is compiled, and what a path has at most beyond a text.
+COMPILED = Tree.chain(4)
+PATH = 16
+REPETITIONS = 3
+
+
+class Contender(NamedTuple):
+    """A draft by name: a small model, or a head; `trained` where there are weights of it."""
+
+    name: str
+    part: LinenModel | Head
+    trained: Draft | None = None
+
+
+class Work(NamedTuple):
+    """How long texts are: tokens before, and new ones."""
+
+    prompt: int
+    tokens: int
+
+    @property
+    def context(self) -> int:
+        """Half-way through."""
+        return self.prompt + self.tokens // 2
+
+
+Source = Callable[[Contender, int], tuple[Costs, Room]]
+
+
+def declared(
+    target: LinenModel,
+    chip: Accelerator,
+    work: Work,
+    *,
+    chips: int,
+    dtype: str,
+    replicated: bool = False,
+) -> Source:
+    """From the tables of a maker; memory is that of weights and caches."""
+    theirs = size_of(target, dtype)
+
+    def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
+        own = size_of_draft(draft.part, target.config, dtype)
+        found = roofline(
+            theirs, own, chip, chips=chips, replicated=replicated, batch=batch, context=work.context
+        )
+        needed = _weights_and_caches(theirs, chips, batch, work)
+        needed += _weights_and_caches(own, 1 if replicated else chips, batch, work)
+        return found, Room(needed, int(chip.memory), "weights and caches")
+
+    return find
+
+
+def compiling(
+    target: LinenModel,
+    chip: Accelerator,
+    mesh: Mesh,
+    work: Work,
+    *,
+    dtype: str,
+    replicated: bool = False,
+    tick: Callable[[str], None],
+) -> Source:
+    """From what XLA says of programs that it compiles for chips that are not there."""
+    passes: dict[int, dict[int, Facts]] = {}
+
+    def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
+        launch = launch_of(
+            target, draft.part, mesh, work, batch=batch, dtype=dtype, replicated=replicated
+        )
+        programs: Programs = compile_launch(launch, passes=passes.get(batch), tick=tick)
+        passes[batch] = programs.passes
+        return compiled(programs, launch, chip), room(programs, chip)
+
+    return find
+
+
+def measuring(
+    target: Checkpoint, work: Work, *, temperature: float, tick: Callable[[str], None]
+) -> Source:
+    """From what is timed on this machine; drafts that nobody trained are filled with noise, which
+    takes as long."""
+
+    @functools.cache
+    def loads(batch: int) -> Workload:
+        rng = np.random.default_rng(0)
+        rows = rng.integers(target.model.config.vocabulary, size=(batch, work.prompt)).tolist()
+        context = target.model.config.context
+        return workload(rows, batch=batch, tokens=work.tokens, context=context, seed=0)
+
+    known: dict[int, Costs] = {}
+    how = {"rule": coupled, "temperature": temperature}
+
+    def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
+        made = draft.trained or untrained(draft.part, target)
+        if draft.trained is None and batch in known:
+            # All but its guesses is as with any other draft.
+            tick(f"timing {draft.name}")
+            level = level_ms(made, target, loads(batch), **how)
+            found = replace(known[batch], level=((1, level),))
+        else:
+            found = costs(made, target, loads(batch), **how, repetitions=REPETITIONS, tick=tick)
+            known[batch] = found
+        sizes = (
+            size_of(target.model, "float32"),
+            size_of_draft(draft.part, target.model.config, "float32"),
+        )
+        needed = sum(_weights_and_caches(size, 1, batch, work) for size in sizes)
+        return found, Room(needed, free_here(), "weights and caches")
+
+    return find
+
+
+def launch_of(
+    target: LinenModel,
+    part: LinenModel | Head,
+    mesh: Mesh,
+    work: Work,
+    *,
+    batch: int,
+    dtype: str,
+    replicated: bool = False,
+    tree: Tree = COMPILED,
+) -> Launch:
+    """What is compiled of a target and a draft on a mesh."""
+    rules = REPLICATED if replicated else RULES
+    params, own = laid(target, mesh, dtype), laid(part, mesh, dtype, rules)
+    if isinstance(part, Head):
+        target = observed(target, part.layers)
+        drafter: Drafter = FeatureDrafter(part, target, tree)
+        draft = HeadParams(own, params, _table(part, target.config, mesh))
+    else:
+        drafter, draft = SmallModelDrafter(part, tree), own
+    return Launch(target, params, drafter, draft, mesh, batch, work.prompt, work.tokens)
+
+
+def size_of_draft(part: LinenModel | Head, target: ModelConfig, dtype: str) -> Size:
+    """Of a draft of either kind."""
+    return size_of_head(part, target, dtype) if isinstance(part, Head) else size_of(part, dtype)
+
+
+def untrained(part: LinenModel | Head, target: Checkpoint) -> Draft:
+    """A draft of that shape that knows nothing."""
+    params = part.init(jax.random.key(0))
+    if isinstance(part, Head):
+        d2t = None
+        if part.draft_vocabulary < target.model.config.vocabulary:
+            d2t = jax.numpy.zeros(part.draft_vocabulary, jax.numpy.int32)
+        return HeadDraft(HeadCheckpoint(part, params, Path(), "", d2t), target)
+    return ModelDraft(Checkpoint(part, params, (), Path(), ""))
+
+
+def _table(part: Head, target: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct | None:
+    """The shape of `HeadParams.d2t`."""
+    if part.draft_vocabulary == target.vocabulary:
+        return None
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct((part.draft_vocabulary,), jax.numpy.int32, sharding=everywhere)
+
+
+def _weights_and_caches(size: Size, chips: int, batch: int, work: Work) -> int:
+    rows = batch * (work.prompt + work.tokens + PATH)
+    return math.ceil((size.held + rows * size.row) / chips)

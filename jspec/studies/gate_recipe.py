@@ -1,0 +1,86 @@
+"""Which launches must compile, as data."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jspec.plan.published import SHAPES
+from jspec.plan.topologies import slice_of
+from jspec.sharding import read_sizes
+from jspec.studies.recipe import Study
+
+# By target the smallest mesh of each kind of chip, and larger ones, up to 256 chips.
+_EIGHT = (
+    "v5e:2x2/tensor=4", "v5e:2x4/tensor=8", "v5e:8x8/data=8,tensor=8", "v5e:16x16/data=32,tensor=8",
+    "v6e:1x1/tensor=1", "v6e:2x4/tensor=8", "v6e:16x16/data=32,tensor=8",
+    "v5p:1x1x1/tensor=1", "v5p:2x2x2/tensor=8", "v5p:4x8x8/data=32,tensor=8",
+)  # fmt: skip
+_LARGE = (
+    "v5e:4x4/fsdp=2,tensor=8", "v5e:16x16/data=16,fsdp=2,tensor=8",
+    "v6e:2x4/tensor=8", "v6e:16x16/data=32,tensor=8",
+    "v5p:2x2x1/tensor=4", "v5p:2x2x2/tensor=8", "v5p:4x8x8/data=32,tensor=8",
+)  # fmt: skip
+PAIRS = {
+    "llama3.1-8b": (("llama3.2-1b", "eagle3"), _EIGHT),
+    "llama2-13b": (("llama-68m", "fspad"), _EIGHT),
+    "qwen3-8b": (("qwen3-0.6b", "eagle3"), _EIGHT),
+    "llama3.1-70b": (("llama3.2-1b", "eagle3"), _LARGE),
+}
+
+
+class Cell(NamedTuple):
+    """A launch: target, draft, slice and mesh, all as people write them."""
+
+    target: str
+    draft: str
+    hardware: str
+    mesh: str
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return "/".join(self)
+
+
+ALL = tuple(
+    f"{target}/{draft}/{place}"
+    for target, (drafts, places) in PAIRS.items()
+    for draft in drafts
+    for place in places
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileGate(Study):
+    """Whether every program of a launch compiles for TPU slices, fits, and does what it should.
+
+    Attributes:
+      cells: `target/draft/slice/mesh`; drafts are known shapes, or heads of the target.
+      batch, prompt, tokens: texts for each copy of the weights, and how long they are.
+      length, rows: of a step of distillation, tokens of a row, and rows for each copy.
+    """
+
+    name: str = "compile_gate"
+    served: tuple[float, ...] = (1.0,)
+    cells: tuple[str, ...] = ALL
+    batch: int = 1
+    prompt: int = 1024
+    tokens: int = 1024
+    length: int = 1024
+    rows: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_counts("batch", "prompt", "tokens", "length", "rows")
+        self._check_each("cells")
+        for one in self.cells:
+            parts = one.split("/")
+            if len(parts) != 4 or parts[0] not in SHAPES or slice_of(parts[2]) is None:
+                raise ValueError(
+                    f"cells={one!r}: write target/draft/slice/mesh, as {self.cells[0]} is, of "
+                    f"{', '.join(SHAPES)}"
+                )
+            read_sizes(parts[3])
+
+    def launches(self) -> list[Cell]:
+        """All of them."""
+        return [Cell(*one.split("/")) for one in self.cells]

@@ -1,0 +1,96 @@
+"""What a person reads of the compile gate."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jspec.bench.machine import machine
+from jspec.formats.folder import write_json, write_text
+from jspec.memory import GIGABYTE
+from jspec.studies.compile_gate import Verdict
+from jspec.studies.gate_recipe import CompileGate
+from jspec.studies.writing import table
+
+COLUMNS = (
+    "target", "draft", "slice", "mesh", "passes", "GB to generate", "GB to distil",
+    "read over weights and cache", "seconds to compile",
+)  # fmt: skip
+
+
+def write(recipe: CompileGate, found: Sequence[Verdict]) -> list[str]:
+    """Writes report and numbers below `output/name`; the answers."""
+    from importlib import metadata
+
+    try:
+        compiler = metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        compiler = "none"
+    versions = f"jax {jax.__version__}, libtpu {compiler}"
+    said = list(_answers(found))
+    write_json(
+        recipe.folder / "results.json",
+        {
+            "study": recipe.record(),
+            "setting": {**machine(), "libtpu": compiler},
+            "findings": said,
+            "cells": [_record(one) for one in found],
+        },
+    )
+    write_text(recipe.folder / "report.md", "\n".join(_lines(recipe, found, said, versions)) + "\n")
+    return said
+
+
+def _answers(found: Sequence[Verdict]) -> Iterator[str]:
+    passed = sum(one.passed for one in found)
+    yield f"{passed} of {len(found)} launches pass."
+    for one in found:
+        if not one.passed:
+            yield f"{one.cell.name}: {_wrong(one)}"
+
+
+def _wrong(one: Verdict) -> str:
+    told = [f"{program.program} {program.wrong}" for program in one.programs if program.wrong]
+    return "; ".join([*told, *([one.refused] if one.refused else [])])
+
+
+def _record(one: Verdict) -> dict[str, Any]:
+    programs = [program.record() for program in one.programs]
+    return {
+        **one.cell._asdict(),
+        "passed": one.passed,
+        "refused": one.refused,
+        "programs": programs,
+    }
+
+
+def _lines(
+    recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str], versions: str
+) -> Iterator[str]:
+    yield "# Which launches compile\n"
+    yield (
+        f"Prefill, refill, a round of five nodes, commit and a step of distillation, compiled from "
+        f"shapes for TPU slices that are not there ({versions}), in bfloat16: {recipe.batch} texts "
+        f"for each copy of the weights, prompts of {recipe.prompt} tokens and {recipe.tokens} new "
+        f"ones; {recipe.rows} rows of {recipe.length} tokens a step for each copy. A launch passes "
+        "if all fit the memory of a chip, a round, commit and step write over what they are given, "
+        "commit exchanges nothing, and a round reads no more than 1.15 times weights and caches."
+    )
+    yield "\n## What was found\n"
+    yield from (f"- {line}" for line in said)
+    yield "\n## Launches\n"
+    yield from table(COLUMNS, map(_row, found))
+
+
+def _row(one: Verdict) -> list[str]:
+    by_name = {program.program: program for program in one.programs}
+    serving = [by_name[name].memory for name in ("prefill", "round") if name in by_name]
+    step, once = by_name.get("step"), by_name.get("round")
+    return [
+        *one.cell,
+        "yes" if one.passed else "no",
+        f"{max(serving) / GIGABYTE:.2f}" if serving else "",
+        f"{step.memory / GIGABYTE:.2f}" if step else "",
+        f"{once.read:.2f}" if once and once.read is not None else "",
+        f"{sum(program.seconds for program in one.programs):.0f}",
+    ]

@@ -1,0 +1,201 @@
+"""What the draft-shape study found, computed from its records."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import kendalltau, spearmanr
+
+from jspec.studies.records import Records
+from jspec.studies.shape_gauge import (
+    FORETOLD,
+    FORETOLD_OVER,
+    KEPT,
+    LATENCY,
+    LOSS,
+    OVER,
+    PER_SECOND,
+    SIZE,
+    at,
+)
+from jspec.studies.shape_recipe import DraftShapeStudy, name_of
+
+# What the paper says that its designed draft gains over the best ordinary one, in its versions.
+PUBLISHED = 0.60, 1.11
+
+
+class Place(NamedTuple):
+    """A target, a temperature and a batch size: where drafts are ranked."""
+
+    target: str
+    served: float
+    batch: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A draft in a place, at its own best depth, as measured and as foretold.
+
+    `per_second` is its speed-up times what plain decoding wrote on average beside all drafts: they
+    were timed one after the other, and a machine is not the same all the while.
+    """
+
+    draft: str
+    place: Place
+    parameters: int
+    loss: float
+    kept: float
+    latency: float
+    depth: int
+    speedup: float
+    per_second: float
+    foretold_depth: int
+    foretold: float
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "place": self.place._asdict()}
+
+
+class Relation(NamedTuple):
+    """How a draft's number goes with its tokens a second, over all drafts of a place: Spearman's
+    and Kendall's coefficients."""
+
+    place: Place
+    what: str
+    spearman: float
+    kendall: float
+
+
+class Contest(NamedTuple):
+    """The best of the shapes of one layer against the best of more, of equal parameters."""
+
+    place: Place
+    designed: Standing
+    ordinary: Standing
+
+    @property
+    def gain(self) -> float:
+        """Tokens a second that the one writes more than the other, relatively."""
+        return self.designed.speedup / self.ordinary.speedup - 1
+
+
+@dataclass(frozen=True)
+class Foretelling:
+    """How well the planner did: relative errors of tokens a second over all experiments, and for
+    each place Kendall's tau of the drafts' order."""
+
+    errors: np.ndarray
+    order: dict[Place, float]
+
+    @property
+    def median(self) -> float:
+        """Of the errors' sizes."""
+        return float(np.median(np.abs(self.errors)))
+
+
+def places(recipe: DraftShapeStudy, records: Records) -> list[Place]:
+    """All in which there are drafts."""
+    targets = [name for name in recipe.targets if any(x.domain == name for x in records.all)]
+    return [
+        Place(target, served, batch)
+        for target in targets
+        for served in recipe.served
+        for batch in recipe.batches
+    ]
+
+
+def standings(recipe: DraftShapeStudy, records: Records, place: Place) -> list[Standing]:
+    """Every draft of a place, the fastest first."""
+    drafts = dict.fromkeys(x.draft for x in records.all if x.domain == place.target)
+
+    def value(draft: str, measure: str, served: float = place.served) -> float:
+        return records.mean(draft, place.target, served, measure).value
+
+    plain = np.mean([value(draft, f"plain, batch {place.batch}") for draft in drafts])
+
+    def best(draft: str, measure: str) -> tuple[int, float]:
+        found = {depth: value(draft, at(measure, depth, place.batch)) for depth in recipe.depths}
+        depth = max(found, key=found.__getitem__)
+        return depth, found[depth]
+
+    told = []
+    for draft in drafts:
+        depth, speedup = best(draft, OVER)
+        foretold_depth, foretold = best(draft, FORETOLD_OVER)
+        told.append(
+            Standing(
+                draft,
+                place,
+                int(value(draft, SIZE, 0.0)),
+                value(draft, LOSS, 0.0),
+                value(draft, KEPT),
+                value(draft, LATENCY),
+                depth,
+                speedup,
+                float(speedup * plain),
+                foretold_depth,
+                foretold,
+            )
+        )
+    return sorted(told, key=lambda one: -one.speedup)
+
+
+# What might go with tokens a second.
+NUMBERS: dict[str, Callable[[Standing], float]] = {
+    "latency": lambda one: one.latency,
+    "language-model loss": lambda one: one.loss,
+    "acceptance": lambda one: one.kept,
+    "parameters": lambda one: one.parameters,
+}
+
+
+def relations(found: Sequence[Standing]) -> list[Relation]:
+    """Of each number with tokens a second, among drafts of one place."""
+    speeds = [one.speedup for one in found]
+    return [
+        Relation(
+            found[0].place,
+            what,
+            float(spearmanr([number(one) for one in found], speeds).statistic),
+            float(kendalltau([number(one) for one in found], speeds).statistic),
+        )
+        for what, number in NUMBERS.items()
+    ]
+
+
+def contest(recipe: DraftShapeStudy, found: Sequence[Standing]) -> Contest:
+    """Of equal parameters, in one place."""
+    ordinary = [_name(text) for text in recipe.deeper]
+    designed = [_name(text) for text in (recipe.one, *recipe.designed)]
+    # They come with the fastest first.
+    one, other = (next(x for x in found if x.draft in names) for names in (designed, ordinary))
+    return Contest(found[0].place, one, other)
+
+
+def foretelling(recipe: DraftShapeStudy, records: Records) -> Foretelling:
+    """Over everything that was both foretold and measured."""
+    errors, order = [], {}
+    for place in places(recipe, records):
+        found = standings(recipe, records, place)
+        for one in found:
+            for depth in recipe.depths:
+                told, was = (
+                    records.mean(
+                        one.draft, place.target, place.served, at(measure, depth, place.batch)
+                    ).value
+                    for measure in (FORETOLD, PER_SECOND)
+                )
+                errors.append(told / was - 1)
+        pairs = [(one.foretold, one.speedup) for one in found]
+        order[place] = float(kendalltau(*zip(*pairs, strict=True)).statistic)
+    return Foretelling(np.array(errors), order)
+
+
+def _name(text: str) -> str:
+    sizes = dict(part.split("=") for part in text.split(","))
+    layers, width, heads, channels = (
+        int(sizes[name]) for name in ("layers", "width", "heads", "channels")
+    )
+    return name_of(layers, width, heads * channels)

@@ -1,0 +1,162 @@
+"""Shapes that are planned with: published, imagined, searched, and what they weigh."""
+
+import math
+from dataclasses import replace
+
+import jax
+import pytest
+
+from jspec import transformer
+from jspec.models.heads import eagle, fspad
+from jspec.plan.accelerators import ACCELERATORS, accelerator
+from jspec.plan.imagined import describe, imagine, read_count, shapes
+from jspec.plan.published import SHAPES
+from jspec.plan.roofline import pass_ms, roofline
+from jspec.plan.sizes import parameters_of, size_of, size_of_head
+
+TARGET = SHAPES["llama3.1-8b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # arXiv 2402.01528's drafts, and what the models' pages say.
+        ("wide-796m", 796.3),
+        ("wide-543m", 543.3),
+        ("wide-290m", 290.3),
+        ("wide-1.3b", 1333.7),
+        ("sheared-1.3b", 1345.3),
+        ("llama-65b", 65_285),
+        ("llama2-13b", 13_015),
+        ("llama2-70b", 68_976),
+        ("llama3.1-8b", 8_030),
+        ("llama3.1-70b", 70_553),
+        ("llama3.2-1b", 1_235.8),
+        ("qwen3-8b", 8_190),
+        ("qwen3-0.6b", 596.0),
+        ("opt-125m", 125.2),
+        ("opt-66b", 65_718),
+    ],
+)
+def test_a_published_shape_has_as_many_parameters_as_its_model(name, millions):
+    # Counts of the paper leave out the norms.
+    assert parameters_of(SHAPES[name]) / 1e6 == pytest.approx(millions, rel=3e-3)
+
+
+def test_a_pass_reads_every_matrix_once_and_a_row_of_each_table():
+    config = replace(TARGET, layers=2)
+    size = size_of(transformer(config), "bfloat16")
+    params = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    whole = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    assert size.parameters == whole == parameters_of(config)
+    assert size.held == 2 * whole
+    assert size.read == 2 * (whole - config.vocabulary * config.width)
+    tied = size_of(transformer(replace(config, tied=True)), "bfloat16")
+    assert tied.read == size.read and tied.held < size.held
+    assert size.row == 2 * 2 * config.kv_heads * config.channels * 2
+
+
+@pytest.mark.parametrize("make", [eagle, fspad])
+def test_a_head_reads_its_targets_matrix_of_logits_as_well(make):
+    head = make(replace(TARGET, layers=1))
+    size = size_of_head(head, TARGET, "bfloat16")
+    assert size.read - size.held == 2 * TARGET.vocabulary * TARGET.width
+
+
+def test_what_is_imagined_is_what_was_said():
+    found = imagine("layers=2,width=1024,heads=4,channels=128,feedforward=5000", TARGET)
+    assert (found.layers, found.width, found.heads, found.kv_heads) == (2, 1024, 4, 4)
+    # Attention is narrower than the model.
+    assert found.heads * found.channels == 512
+    assert found.vocabulary == TARGET.vocabulary and found.tied
+    assert imagine(describe(found), TARGET) == found
+    assert imagine("layers=1", TARGET).width == TARGET.width
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("width=64", "say how many layers"),
+        ("layers=1,depth=3", "'depth=3' is not understood"),
+        ("layers=1,layers=2", "not understood"),
+        ("layers=x", "not understood"),
+        ("layers=0", "layers=0: a model needs at least 1"),
+    ],
+)
+def test_words_that_make_no_shape_are_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        imagine(text, TARGET)
+
+
+def test_searched_shapes_keep_the_budget_and_differ():
+    found = list(shapes(TARGET, parameters=800_000_000))
+    assert len(found) == len(set(found)) > 8
+    assert {one.layers for one in found} >= {1, 2, 4, 8}
+    for one in found:
+        assert 400_000_000 <= parameters_of(one) <= 800_000_000
+        wide, heads = one.width + 128, one.heads + 1
+        wider = replace(
+            one, width=wide, heads=heads, kv_heads=heads,
+            feedforward=one.feedforward // one.width * wide,
+        )  # fmt: skip
+        assert parameters_of(wider) > 800_000_000 or wider.width > TARGET.width
+
+
+def test_counts_are_read():
+    assert [read_count(x) for x in ("1500", "2M", "0.8b", "1.5K")] == [1500, 2e6, 8e8, 1500]
+    for text in ("", "many", "-1", "0"):
+        with pytest.raises(ValueError, match="parameters="):
+            read_count(text)
+
+
+def test_an_accelerator_that_is_not_known_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="hardware='abacus'.*v5e.*h100"):
+        accelerator("abacus")
+
+
+@pytest.mark.parametrize("name", ACCELERATORS)
+@pytest.mark.parametrize("chips", [1, 8])
+def test_declared_costs_rise_where_they_must(name, chips):
+    target, draft = (
+        size_of(transformer(SHAPES[x]), "bfloat16") for x in ("llama3.1-8b", "llama3.2-1b")
+    )
+    chip = ACCELERATORS[name]
+
+    def costs(batch: int, context: int):
+        return roofline(target, draft, chip, chips=chips, batch=batch, context=context)
+
+    one, more, longer = costs(1, 512), costs(64, 512), costs(64, 4096)
+    for points in (one.target, one.level):
+        counts, values = zip(*points, strict=True)
+        assert list(values) == sorted(values) and len(counts) > 2
+    assert one.plain < more.plain < longer.plain
+    assert one.guess() < more.guess() < longer.guess()
+    assert one.guess() < one.plain
+
+
+def test_a_pass_takes_the_time_that_reading_takes_until_it_takes_that_of_computing():
+    size, chip = size_of(transformer(TARGET), "bfloat16"), ACCELERATORS["h100"]
+
+    def took(rows: int) -> float:
+        return pass_ms(size, chip, chips=1, batch=1, rows=rows, context=0)
+
+    # Weights of 16 GB at 3,350 GB/s, of which three quarters are reached, and 32 layers.
+    by_hand = 1e3 * (size.read / chip.bandwidth / 0.75) + 32 * 0.02
+    assert took(1) == took(16) == pytest.approx(by_hand)
+    assert took(4096) > 4 * took(1)
+    assert took(8192) - took(4096) == pytest.approx(1e3 * 4096 * size.operations / chip.rate / 0.75)
+
+
+def test_more_chips_are_faster_until_they_have_to_talk():
+    size = size_of(transformer(TARGET), "bfloat16")
+    took = [
+        pass_ms(size, ACCELERATORS["v5e"], chips=chips, batch=1, rows=1, context=512)
+        for chips in (1, 2, 4, 8)
+    ]
+    assert took == sorted(took, reverse=True)
+    small = size_of(transformer(imagine("layers=1,width=128,channels=64", TARGET)), "bfloat16")
+    alone, shared = (
+        pass_ms(small, ACCELERATORS["t4"], chips=chips, batch=64, rows=8, context=16)
+        for chips in (1, 256)
+    )
+    assert math.isfinite(shared) and alone > 0

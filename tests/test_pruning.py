@@ -1,0 +1,134 @@
+"""A smaller model cut out of a larger one."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jspec import transformer
+from jspec.config import ModelConfig
+from jspec.models.pruning import first_layers, prune, spread_layers
+
+CONFIG = ModelConfig(
+    vocabulary=37, width=24, feedforward=20, layers=4, heads=6, kv_heads=3, channels=6, context=64
+)
+SMALL = replace(CONFIG, width=16, feedforward=12, layers=2, heads=4, kv_heads=2)
+OPT = replace(
+    CONFIG, kv_heads=6, tied=True, attention_bias=True, out_bias=True, feedforward_bias=True,
+    learned_positions=True, norm="layer", activation="relu", gated=False,
+)  # fmt: skip
+QWEN = replace(CONFIG, query_key_norm=True, tied=True)
+PLACES, MASK = jnp.arange(9)[None], jnp.tril(jnp.ones((9, 9), bool))
+
+
+def random(config: ModelConfig, seed: int = 0) -> dict:
+    """Parameters of which every one is drawn, norms and biases as well."""
+    flat = flatten_dict(transformer(config).init(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    return unflatten_dict({path: x + 0.1 * rng.normal(size=x.shape) for path, x in flat.items()})
+
+
+def logits(params: dict, config: ModelConfig) -> np.ndarray:
+    model = transformer(config)
+    tokens = jax.random.randint(jax.random.key(1), PLACES.shape, 0, config.vocabulary)
+    return np.asarray(model.logits(params, model.forward(params, tokens, PLACES, MASK).hidden))
+
+
+def widened(params: dict, small: ModelConfig, config: ModelConfig, layers: tuple) -> dict:
+    """Parameters of the shape `config` that hold those of `small` in places of their own, zeros
+    everywhere else, and layers between that do nothing."""
+    names = flatten_dict(transformer(config).axes())
+    shapes = flatten_dict(jax.eval_shape(transformer(config).init, jax.random.key(0)))
+    flat = flatten_dict(params)
+    found = {path: np.zeros(x.shape, np.float32) for path, x in shapes.items()}
+
+    def spans(groups: np.ndarray, length: int) -> np.ndarray:
+        return (groups[:, None] * length + np.arange(length)).reshape(-1)
+
+    for number, layer in enumerate(layers):
+        rng = np.random.default_rng(layer)
+        groups = np.sort(rng.choice(config.kv_heads, small.kv_heads, replace=False))
+        neurons = np.sort(rng.choice(config.feedforward, small.feedforward, replace=False))
+        where = {
+            "heads": spans(groups, config.heads // config.kv_heads * config.channels),
+            "kv_heads": spans(groups, config.channels),
+            "feedforward": neurons,
+        }
+        for path, x in flat.items():
+            if path[0] == f"layer_{number}":
+                into = found[f"layer_{layer}", *path[1:]]
+                axes = tuple(names[f"layer_{layer}", *path[1:]]) or (None,) * x.ndim
+                at = [where.get(a, np.arange(n)) for a, n in zip(axes, into.shape, strict=True)]
+                into[np.ix_(*at)] = x
+    for path, x in flat.items():
+        if not path[0].startswith("layer_"):
+            found[path] = np.asarray(x)
+    return unflatten_dict(found)
+
+
+@pytest.mark.parametrize("config", [CONFIG, OPT, QWEN], ids=["llama", "opt", "qwen"])
+def test_what_does_nothing_is_what_is_cut(config):
+    """A small model inside a larger one, whose other heads, neurons and layers are zero: the two
+    compute the same, and cutting finds the small one again."""
+    small = replace(
+        config, feedforward=12, layers=2, heads=config.heads // 3 * 2,
+        kv_heads=config.kv_heads // 3 * 2,
+    )  # fmt: skip
+    inner, layers = random(small), (1, 3)
+    outer = widened(inner, small, config, layers)
+    np.testing.assert_allclose(logits(outer, config), logits(inner, small), atol=1e-4)
+    again = flatten_dict(prune(outer, config, small, layers=layers))
+    assert set(again) == set(flatten_dict(inner))
+    for path, x in flatten_dict(inner).items():
+        np.testing.assert_array_equal(again[path], np.asarray(x, np.float32), err_msg=str(path))
+
+
+@pytest.mark.parametrize("config", [CONFIG, OPT, QWEN], ids=["llama", "opt", "qwen"])
+def test_a_narrower_model_has_the_shapes_that_it_should(config):
+    small = replace(
+        SMALL, **{name: getattr(config, name) for name in vars(config)
+                  if name not in ("width", "feedforward", "layers", "heads", "kv_heads")},
+        kv_heads=4 if config.kv_heads == 6 else 2,
+    )  # fmt: skip
+    params = prune(random(config), config, small, layers=(0, 2))
+    wanted = jax.eval_shape(transformer(small).init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, wanted)
+    assert np.isfinite(logits(params, small)).all()
+
+
+def test_the_same_channels_are_kept_everywhere():
+    """What a channel of the residual carries must be read from the channel it was written to."""
+    params = random(CONFIG)
+    order = np.argsort(-np.linalg.norm(params["embedding"], axis=0))
+    kept = np.sort(order[: SMALL.width])
+    small = prune(params, CONFIG, SMALL, layers=(0, 1))
+    np.testing.assert_array_equal(small["embedding"], params["embedding"][:, kept])
+    np.testing.assert_array_equal(
+        small["layer_1"]["feedforward_norm"]["weight"],
+        params["layer_1"]["feedforward_norm"]["weight"][kept],
+    )
+
+
+def test_layers_that_stay():
+    assert first_layers(3, 8) == (0, 1, 2)
+    assert spread_layers(3, 9) == (0, 4, 8)
+    assert spread_layers(1, 9) == (0,)
+    assert spread_layers(4, 4) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "layers", "said"),
+    [
+        ({"width": 32}, (0, 1), "^width=32: the larger model has 24"),
+        ({"channels": 8}, (0, 1), "^channels=8: a model that is cut"),
+        ({"kv_heads": 1}, (0, 1), "^heads=4, kv_heads=1"),
+        ({}, (0,), "^layers="),
+        ({}, (0, 4), "^layers="),
+    ],
+)
+def test_a_shape_that_cannot_be_cut_is_refused(change, layers, said):
+    with pytest.raises(ValueError, match=said):
+        prune(random(CONFIG), CONFIG, replace(SMALL, **change), layers=layers)

@@ -1,0 +1,74 @@
+"""Programs compiled for TPU slices that are not there; left out where libtpu is not installed."""
+
+import json
+
+import pytest
+
+from jspec import transformer
+from jspec.cli.main import main
+from jspec.config import ModelConfig
+from jspec.models.heads import fspad
+from jspec.plan.accelerators import ACCELERATORS
+from jspec.plan.gate import gate
+from jspec.plan.sources import Work
+from jspec.plan.topologies import devices_of, mesh_on
+
+pytest.importorskip("libtpu")
+TARGET = ModelConfig(
+    vocabulary=512, width=256, feedforward=512, layers=2, heads=4, kv_heads=4, channels=128,
+    context=512,
+)  # fmt: skip
+DRAFT = ModelConfig(
+    vocabulary=512, width=128, feedforward=256, layers=1, heads=4, kv_heads=4, channels=128,
+    context=512,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hardware", "chips"), [("v5e:1x1", 1), ("v5e:2x2", 4), ("v4:2x2x1", 4), ("v6e:2x4", 8)]
+)
+def test_a_slice_has_its_chips(hardware, chips):
+    assert len(devices_of(hardware)) == chips
+
+
+def test_a_slice_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="hardware='v5e:3x5': libtpu knows no such slice"):
+        devices_of("v5e:3x5")
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["model", "head"])
+def test_every_program_of_a_launch_passes_the_gate(head):
+    mesh = mesh_on(devices_of("v5e:2x2"), {"data": 2, "tensor": 2})
+    part = fspad(TARGET) if head else transformer(DRAFT)
+    found = list(
+        gate(
+            transformer(TARGET),
+            part,
+            mesh,
+            ACCELERATORS["v5e"],
+            Work(64, 64),
+            batch=4,
+            lesson=(128, 4),
+            tick=lambda said: None,
+        )  # fmt: skip
+    )
+    assert [one.program for one in found] == ["prefill", "refill", "round", "commit", "step"]
+    for one in found:
+        # So small a model's activations are no small part of what it reads.
+        assert one.wrong == "" or "reads" in one.wrong
+        assert one.memory > 0 and one.aliased >= 0.98 * one.given
+    assert found[3].exchanges == 0 < found[2].exchanges
+
+
+def test_a_plan_is_compiled(capsys):
+    words = ["plan", "--target", "qwen3-0.6b", "--drafts", "layers=1,width=256,channels=128"]
+    assert main([*words, "--hardware", "v5e:2x2", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["drafts"]
+    assert found["costs"]["source"].startswith("compiled")
+    assert found["fits"] and 0 < found["latency_ms"] < found["plain_ms"]
+
+
+def test_a_mesh_of_another_size_is_refused(capsys):
+    words = ["plan", "--target", "qwen3-0.6b", "--hardware", "v5e:2x2", "--mesh", "tensor=8"]
+    assert main([*words, "--drafts", "layers=1"]) == 2
+    assert "mesh='tensor=8' has 8 devices, and the slice 4" in capsys.readouterr().err
