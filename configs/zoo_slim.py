@@ -16,4 +16,4 @@ def config() -> Pretraining:
         context=512,
         tied=True,
     )
-    return Pretraining(name="zoo_slim", model=model, chunk=128, steps=900, evaluate_every=100)
+    return Pretraining(name="zoo_slim", model=model, chunk=128, steps=500, evaluate_every=100)

@@ -1,6 +1,7 @@
 """Programs compiled for TPU slices that are not there; left out where libtpu is not installed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_a_slice_that_there_is_not_is_refused():
 @pytest.mark.parametrize("head", [False, True], ids=["model", "head"])
 def test_every_program_of_a_launch_passes_the_gate(head):
     mesh = mesh_on(devices_of("v5e:2x2"), {"data": 2, "tensor": 2})
-    part = fspad(TARGET) if head else transformer(DRAFT)
+    part = fspad(replace(TARGET, layers=1)) if head else transformer(DRAFT)
     found = list(
         gate(
             transformer(TARGET),

@@ -1,77 +1,70 @@
-"""What the parts of a round cost on chips that are not there: XLA compiles them, and its estimates
-of bytes and operations are held against what the chip's maker says."""
+"""What the parts of a round cost on chips that are not there: XLA compiles the passes of target and
+draft, and what these read, compute and exchange is held against what the chip's maker says."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
 
 from jspec.plan.accelerators import Accelerator
-from jspec.plan.costs import Costs, rising
+from jspec.plan.costs import Costs, Points, rising
 from jspec.plan.facts import Facts, compile_for
 from jspec.plan.outlook import Room
-from jspec.plan.programs import Launch
+from jspec.plan.programs import Passes, held
 from jspec.plan.roofline import REACHED, SPREAD
 
-NODES = 8, 64
+# Rows of the passes that are compiled: of the target those of plain decoding, of small and of large
+# trees, and as many as prefill takes at a time; of a draft those of chains and of trees.
+NODES, ROWS = (1, 8, 64), (1, 8)
 
 
-class Programs(NamedTuple):
-    """What was compiled of a launch: before the first round, a round, and the target's passes by
-    nodes, of which that over one is a step of plain decoding."""
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """The passes of a model or a head, by rows, and what their arrays take of a device."""
 
-    prefill: Facts
-    round: Facts
-    passes: dict[int, Facts]
+    facts: dict[int, Facts]
+    held: int
 
     @property
     def memory(self) -> int:
-        """Bytes of a device."""
-        return max(self.prefill.memory, self.round.memory)
+        """Bytes of a device that its arrays and the largest of its passes take."""
+        return self.held + max(one.temporaries for one in self.facts.values())
+
+    def points(self, chip: Accelerator) -> Points:
+        """Milliseconds by rows."""
+        return rising([(rows, one.ms(chip, reached=REACHED)) for rows, one in self.facts.items()])
 
 
-def compile_launch(
-    launch: Launch, *, passes: dict[int, Facts] | None = None, tick: Callable[[str], None]
-) -> Programs:
-    """Compiles what a launch repeats.
+def compile_passes(
+    passes: Passes, rows: tuple[int, ...], *, name: str, tick: Callable[[str], None]
+) -> Compiled:
+    """Compiles passes over each number of new rows of every text.
 
     Args:
-      passes: the target's, where another draft's launch compiled them.
-      tick: told of every program.
+      tick: told of each.
     """
-    tick("compiling prefill")
-    program, prefill = compile_for(launch.prefill())
-    state = launch.state(program)
-    tick(f"compiling a round of {launch.drafter.tree.size} nodes")
-    _, once = compile_for(launch.round(state))
-    found = dict(passes or {})
-    for nodes in (1, *NODES):
-        if nodes not in found:
-            tick(f"compiling the target's pass over {nodes} nodes")
-            lowered = launch.passes(state, nodes)
-            found[nodes] = compile_for(lowered)[1]
-    return Programs(prefill, once, found)
+    facts = {}
+    for count in rows:
+        tick(f"compiling {name}'s pass over {count} rows")
+        facts[count] = compile_for(passes.lower(count))[1]
+    return Compiled(facts, held((passes.params, passes.cache)))
 
 
-def compiled(programs: Programs, launch: Launch, chip: Accelerator) -> Costs:
-    """Costs of a launch from its programs: what a round takes beside the target's pass is shared
-    out among the draft's passes, of which one more is counted, for a token that comes late."""
-    told = {n: facts.ms(chip, reached=REACHED) for n, facts in programs.passes.items()}
-    tree = launch.drafter.tree
-    target = rising(list(told.items()))
-    verification = Costs(target, ((1, 0.0),), told[1], "").verification(tree.size)
-    rest = programs.round.ms(chip, reached=REACHED) - verification
-    level = max(rest, 0.0) / (tree.depth + 1)
+def compiled(target: Compiled, draft: Compiled, chip: Accelerator) -> Costs:
+    """Costs of rounds, what there is beside the two models' passes left out."""
+    points = target.points(chip)
     return Costs(
-        target,
-        ((1, level),),
-        told[1],
-        f"compiled: XLA's bytes and operations at {REACHED:.0%} of what the maker of {chip.name} "
-        "says",
+        points,
+        draft.points(chip),
+        points[0][1],
+        f"compiled (jax {jax.__version__}): what XLA's programs read, compute and exchange, at "
+        f"{REACHED:.0%} of what the maker of {chip.name} says",
         spread=SPREAD,
     )
 
 
-def room(programs: Programs, chip: Accelerator) -> Room:
-    """What the programs need of a device."""
-    return Room(programs.memory, int(chip.memory), f"compiled with jax {jax.__version__}")
+def room(target: Compiled, draft: Compiled, chip: Accelerator) -> Room:
+    """What a launch needs of a device."""
+    temporaries = target.memory - target.held, draft.memory - draft.held
+    needed = target.held + draft.held + max(temporaries)
+    return Room(needed, int(chip.memory), "compiled")

@@ -9,6 +9,7 @@ import numpy as np
 from jax.stages import Compiled, Lowered
 
 from jspec.plan.accelerators import Accelerator
+from jspec.plan.traffic import bytes_read
 
 EXCHANGES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
 # An operation's result and its kind; asynchronous ones end in -start and -done.
@@ -29,18 +30,18 @@ class Exchange:
 class Facts:
     """Of a compiled program, on each device.
 
-    A loop's body counts once in `accessed`, `operations` and `exchanges`.
+    A loop's body counts once in `read`, `operations` and `exchanges`.
 
     Attributes:
       seconds: that compiling took.
-      accessed: bytes that its operations read and write, as XLA estimates them.
+      read: bytes that it reads of the device's memory.
       operations: of floating point.
       arguments, results, aliased, temporaries: bytes; what is aliased is an argument whose place
         the result takes.
     """
 
     seconds: float
-    accessed: float
+    read: int
     operations: float
     arguments: int
     results: int
@@ -55,7 +56,7 @@ class Facts:
 
     def ms(self, chip: Accelerator, *, reached: float) -> float:
         """Milliseconds at least on a chip that reaches that share of what its maker says."""
-        busy = max(self.accessed / chip.bandwidth, self.operations / chip.rate) / reached
+        busy = max(self.read / chip.bandwidth, self.operations / chip.rate) / reached
         count = sum(one.count for one in self.exchanges)
         sent = sum(one.size for one in self.exchanges) / chip.link / reached
         return 1e3 * (busy + sent + count * chip.dispatch)
@@ -71,16 +72,20 @@ def compile_for(lowered: Lowered) -> tuple[Compiled, Facts]:
 
 def facts(program: Compiled, seconds: float = 0.0) -> Facts:
     """What XLA says of a program."""
-    cost, memory = _costs(program.cost_analysis()), program.memory_analysis()
+    cost, memory, text = (
+        _costs(program.cost_analysis()),
+        program.memory_analysis(),
+        program.as_text(),
+    )
     return Facts(
         seconds=seconds,
-        accessed=float(cost.get("bytes accessed", 0.0)),
+        read=bytes_read(text),
         operations=float(cost.get("flops", 0.0)),
         arguments=memory.argument_size_in_bytes,
         results=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        exchanges=exchanges(program.as_text()),
+        exchanges=exchanges(text),
     )
 
 

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
-from jspec.models.heads import Head
-from jspec.models.protocol import LinenModel
+from jspec.models.heads import Head, HeadParams
+from jspec.models.protocol import LinenModel, Params
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.facts import Facts, compile_for
 from jspec.plan.lessons import recipe_for, step_program
 from jspec.plan.programs import Launch, held
-from jspec.plan.sizes import Size, size_of
-from jspec.plan.sources import Work, launch_of, size_of_draft
+from jspec.plan.sizes import Size, size_of, size_of_head
+from jspec.plan.sources import Work, launch_of
 
 # How much more than weights and cache a round may read, and how much of what is given away must be
 # written over: lengths and counters need not be.
@@ -56,14 +57,16 @@ def gate(
     batch: int,
     lesson: tuple[int, int],
     dtype: str = "bfloat16",
+    replicated: bool = False,
     tick: Callable[[str], None],
 ) -> Iterator[Passed]:
     """Compiles prefill, refill, a round, commit and a step of distillation, from shapes.
 
     Args:
+      replicated: whether every device has all of the draft.
       batch: texts that are written together; lesson: tokens of a row, and rows, of a step.
     """
-    launch = launch_of(target, part, mesh, work, batch=batch, dtype=dtype)
+    launch = launch_of(target, part, mesh, work, batch=batch, dtype=dtype, replicated=replicated)
     tick("prefill")
     program, prefill = compile_for(launch.prefill())
     yield _passed("prefill", prefill, chip)
@@ -72,7 +75,13 @@ def gate(
     state = launch.state(program)
     tick("round")
     once = compile_for(launch.round(state))[1]
-    yield _passed("round", once, chip, given=held(_caches(state)), read=_share(once, launch, state))
+    yield _passed(
+        "round",
+        once,
+        chip,
+        given=held((state.cache, state.drafter.cache)),
+        read=_share(once, launch, state),
+    )
     tick("commit")
     moved = compile_for(launch.commit(state))[1]
     yield _passed("commit", moved, chip, given=held(state.cache), quiet=True)
@@ -108,33 +117,20 @@ def _passed(
 
 
 def _share(facts: Facts, launch: Launch, state: Any) -> float:
-    """Bytes that a round accesses, over those of a pass of the target and the draft's passes."""
-    target = size_of(launch.target, _dtype(launch.params))
-    draft = _draft_size(launch)
+    """Bytes that a round reads, over those of a pass of the target and the draft's passes, one of
+    them for a token that comes late."""
     passes = launch.drafter.tree.depth + 1
-    ways = launch.mesh.shape["tensor"] * launch.mesh.shape["fsdp"]
-    weights = (target.read + passes * draft.read) / ways
-    return facts.accessed / (weights + held(state.cache) + passes * held(_caches(state.drafter)))
+    dtype = jax.tree.leaves(launch.params)[0].dtype.name
+    target = _read_here(size_of(launch.target, dtype), launch.params)
+    if isinstance(launch.draft, HeadParams):
+        size = size_of_head(launch.drafter.head, launch.target.config, dtype)
+        draft = _read_here(size, launch.draft.head)
+    else:
+        draft = _read_here(size_of(launch.drafter.model, dtype), launch.draft)
+    weights = target + passes * draft
+    return facts.read / (weights + held(state.cache) + passes * held(state.drafter.cache))
 
 
-def _draft_size(launch: Launch) -> Size:
-    part = getattr(launch.drafter, "head", None) or launch.drafter.model
-    return size_of_draft(part, launch.target.config, _dtype(launch.params))
-
-
-def _dtype(params: Any) -> str:
-    import jax
-
-    return jax.tree.leaves(params)[0].dtype.name
-
-
-def _caches(state: Any) -> list[Any]:
-    """The keys and values of everything committed in a state."""
-    return [
-        x
-        for x in (
-            getattr(state, "cache", None),
-            getattr(getattr(state, "drafter", None), "cache", None),
-        )
-        if x is not None
-    ]
+def _read_here(size: Size, params: Params) -> float:
+    """Bytes of weights that a pass reads on each device, which has a share of `params`."""
+    return size.read * held(params) / size.held

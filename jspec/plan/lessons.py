@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
@@ -14,14 +15,14 @@ from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.distill.step import TrainState, program, start, whereabouts
 from jspec.distill.student import HeadStudent, ModelStudent, Student
 from jspec.models.heads import Head
-from jspec.models.protocol import LinenModel
+from jspec.models.protocol import LinenModel, Params
 from jspec.plan.programs import laid
-from jspec.sharding import shardings
+from jspec.sharding import RULES, Rules, shardings
 
 
 def recipe_for(part: LinenModel | Head, *, length: int, batch: int) -> Distillation:
     """How a draft of that kind is taught at scale, as configs/ do it: bfloat16, layers computed
-    again, logits made in pieces."""
+    again, logits made in pieces. Rows are read whole, which compiles soonest."""
     how = {"model": part.config} if not isinstance(part, Head) else {"head": _told(part)}
     return Distillation(
         name="planned",
@@ -30,17 +31,24 @@ def recipe_for(part: LinenModel | Head, *, length: int, batch: int) -> Distillat
         compute="bfloat16",
         remat=True,
         length=length,
-        chunk=min(256, length),
         batch=batch,
         **how,
     )
 
 
 def step_program(
-    recipe: Distillation, target: LinenModel, part: LinenModel | Head, mesh: Mesh
+    recipe: Distillation,
+    target: LinenModel,
+    part: LinenModel | Head,
+    mesh: Mesh,
+    rules: Rules = RULES,
 ) -> tuple[Lowered, TrainState]:
-    """The step, and the state that it is given and takes the place of."""
-    params, own = laid(target, mesh, recipe.teacher), laid(part, mesh, jnp.float32)
+    """The step, and the state that it is given and takes the place of.
+
+    Args:
+      rules: where the draft's parameters lie.
+    """
+    params, own = laid(target, mesh, recipe.teacher), laid(part, mesh, jnp.float32, rules)
     student: Student = ModelStudent(part, own)
     if isinstance(part, Head):
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -62,7 +70,7 @@ def step_program(
         return steps.step.lower(state, frozen, _batch(recipe, mesh)), state
 
 
-def _state(own, rule, mesh: Mesh) -> TrainState:
+def _state(own: Params, rule: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     shapes = jax.eval_shape(functools.partial(start, optimizer=rule), own)
     homes = whereabouts(shapes, own, NamedSharding(mesh, PartitionSpec()))
     return jax.tree.map(

@@ -14,8 +14,10 @@ from jax.stages import Lowered
 
 from jspec.cache import Block, Cache, commit
 from jspec.candidates import Rule
+from jspec.config import ModelConfig
 from jspec.decode import begin, generate, speculate
 from jspec.draft.protocol import Drafter
+from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, LinenPart, Params
 from jspec.ragged import Prompts
 from jspec.sampling import sampling
@@ -60,17 +62,6 @@ class Launch:
             jax.jit(advance, donate_argnums=2).lower,
             self.params, self.draft, state, *self._chance(),
         )  # fmt: skip
-
-    def passes(self, state: Any, nodes: int) -> Lowered:
-        """The target's pass over `nodes` new rows of each text, and the likeliest tokens there."""
-
-        def run(params: Params, tokens: Array, positions: Array, cache: Cache) -> Array:
-            mask = jnp.tril(jnp.ones((nodes, nodes), bool))
-            output = self.target.forward(params, tokens, positions, mask, cache)
-            return jnp.argmax(self.target.logits(params, output.hidden), axis=-1)
-
-        rows = self._rows((self.batch, nodes), jnp.int32)
-        return self._on_mesh(jax.jit(run).lower, self.params, rows, rows, state.cache)
 
     def commit(self, state: Any) -> Lowered:
         """What moves the rows of an accepted path into the target's cache."""
@@ -121,16 +112,79 @@ class Launch:
         return jax.tree.map(lambda x: self._rows(x.shape, x.dtype), (keys, law))
 
     def _rows(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        """An array with a row for each text, cut as far as the mesh divides it."""
-        homes = RULES["batch"]
-        while shape[0] % _ways(self.mesh, homes):
-            homes = homes[:-1]
-        home = NamedSharding(self.mesh, PartitionSpec(homes or None))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=home)
+        return rows_on(self.mesh, shape, dtype)
 
     def _on_mesh(self, lower: Callable[..., Lowered], *told: Any, **names: Any) -> Lowered:
         with jax.set_mesh(self.mesh):
             return lower(*told, **names)
+
+
+@dataclass(frozen=True, eq=False)
+class Passes:
+    """Passes over new rows of texts whose caches are full: `run` takes `params`, tokens and
+    positions `[B, N]`, a mask `[N, N]` and `cache`, and gives logits `[B, N, V]`."""
+
+    run: Callable[[Params, Array, Array, Array, Cache], Array]
+    params: Params
+    cache: Cache
+    mesh: Mesh
+
+    def lower(self, nodes: int) -> Lowered:
+        """The likeliest tokens after `nodes` rows."""
+
+        def likeliest(params: Params, tokens: Array, positions: Array, cache: Cache) -> Array:
+            mask = jnp.tril(jnp.ones((nodes, nodes), bool))
+            return jnp.argmax(self.run(params, tokens, positions, mask, cache), axis=-1)
+
+        batch = self.cache.length.shape[0]
+        rows = rows_on(self.mesh, (batch, nodes), jnp.int32)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(likeliest).lower(self.params, rows, rows, self.cache)
+
+
+def model_passes(model: LinenModel, params: Params, cache: Cache, mesh: Mesh) -> Passes:
+    """Those of a model."""
+
+    def run(params: Params, tokens: Array, positions: Array, mask: Array, cache: Cache) -> Array:
+        output = model.forward(params, tokens, positions, mask, cache)
+        return model.logits(params, output.hidden)
+
+    return Passes(run, params, cache, mesh)
+
+
+def head_passes(
+    head: Head, target: LinenModel, params: HeadParams, cache: Cache, mesh: Mesh
+) -> Passes:
+    """Those of a head, which reads features of its own."""
+
+    def run(
+        params: HeadParams, tokens: Array, positions: Array, mask: Array, cache: Cache
+    ) -> Array:
+        embedded = head.embed(params, tokens, target=target)
+        guess = head.forward(params.head, embedded, embedded, positions, mask, cache)
+        return head.logits(params, guess.hidden, target=target)
+
+    return Passes(run, params, cache, mesh)
+
+
+def laid_cache(config: ModelConfig, mesh: Mesh, batch: int, capacity: int, dtype: Any) -> Cache:
+    """The shapes of a full cache: texts over the axes of the data, heads with the parameters."""
+    ways = math.prod(mesh.shape[axis] for axis in RULES["kv_heads"])
+    heads = RULES["kv_heads"] if config.kv_heads % ways == 0 else None
+    length = rows_on(mesh, (batch,), jnp.int32)
+    home = NamedSharding(mesh, PartitionSpec(*length.sharding.spec, heads))
+    shape = (batch, config.kv_heads, capacity, config.channels)
+    rows = tuple(jax.ShapeDtypeStruct(shape, dtype, sharding=home) for _ in range(config.layers))
+    return Cache(rows, rows, length)
+
+
+def rows_on(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array with a row for each text, cut as far as the mesh divides it."""
+    homes = RULES["batch"]
+    while shape[0] % math.prod(mesh.shape[axis] for axis in homes):
+        homes = homes[:-1]
+    home = NamedSharding(mesh, PartitionSpec(homes or None))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=home)
 
 
 def laid(part: LinenPart, mesh: Mesh, dtype: Any, rules: Rules = RULES) -> Params:
@@ -158,7 +212,3 @@ def _placed(x: jax.ShapeDtypeStruct, home: Any) -> jax.ShapeDtypeStruct:
 def _first_row(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
     home = NamedSharding(mesh, PartitionSpec())
     return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=home)
-
-
-def _ways(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[axis] for axis in axes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,12 +29,11 @@ from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel
 from jspec.models.transformer import observed
 from jspec.plan.accelerators import Accelerator
-from jspec.plan.compiled import Programs, compile_launch, compiled, room
+from jspec.plan.compiled import NODES, ROWS, compile_passes, compiled, room
 from jspec.plan.costs import Costs
-from jspec.plan.facts import Facts
 from jspec.plan.measured import costs, level_ms
 from jspec.plan.outlook import Room
-from jspec.plan.programs import Launch, laid
+from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, model_passes
 from jspec.plan.roofline import roofline
 from jspec.plan.sizes import Size, size_of, size_of_head
 from jspec.sharding import REPLICATED, RULES
@@ -104,15 +104,28 @@ def compiling(
     tick: Callable[[str], None],
 ) -> Source:
     """From what XLA says of programs that it compiles for chips that are not there."""
-    passes: dict[int, dict[int, Facts]] = {}
+    params, targets = laid(target, mesh, dtype), {}
+    rules = REPLICATED if replicated else RULES
+    name = jnp.dtype(dtype)
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
-        launch = launch_of(
-            target, draft.part, mesh, work, batch=batch, dtype=dtype, replicated=replicated
-        )
-        programs: Programs = compile_launch(launch, passes=passes.get(batch), tick=tick)
-        passes[batch] = programs.passes
-        return compiled(programs, launch, chip), room(programs, chip)
+        capacity = work.prompt + work.tokens + PATH
+        if batch not in targets:
+            cache = laid_cache(target.config, mesh, batch, capacity, name)
+            passes = model_passes(target, params, cache, mesh)
+            targets[batch] = compile_passes(passes, NODES, name="the target", tick=tick)
+        part, own = draft.part, laid(draft.part, mesh, dtype, rules)
+        cache = laid_cache(part.config, mesh, batch, capacity, name)
+        if isinstance(part, Head):
+            both = HeadParams(own, params, _table(part, target.config, mesh))
+            guesses = head_passes(part, target, both, cache, mesh)
+        else:
+            guesses = model_passes(part, own, cache, mesh)
+        found = compile_passes(guesses, ROWS, name=draft.name, tick=tick)
+        if isinstance(part, Head):
+            # What it has of its target is there once.
+            found = replace(found, held=held((own, cache)))
+        return compiled(targets[batch], found, chip), room(targets[batch], found, chip)
 
     return find
 
@@ -187,7 +200,7 @@ def untrained(part: LinenModel | Head, target: Checkpoint) -> Draft:
     if isinstance(part, Head):
         d2t = None
         if part.draft_vocabulary < target.model.config.vocabulary:
-            d2t = jax.numpy.zeros(part.draft_vocabulary, jax.numpy.int32)
+            d2t = jnp.zeros(part.draft_vocabulary, jnp.int32)
         return HeadDraft(HeadCheckpoint(part, params, Path(), "", d2t), target)
     return ModelDraft(Checkpoint(part, params, (), Path(), ""))
 
@@ -197,7 +210,7 @@ def _table(part: Head, target: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct 
     if part.draft_vocabulary == target.vocabulary:
         return None
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.ShapeDtypeStruct((part.draft_vocabulary,), jax.numpy.int32, sharding=everywhere)
+    return jax.ShapeDtypeStruct((part.draft_vocabulary,), jnp.int32, sharding=everywhere)
 
 
 def _weights_and_caches(size: Size, chips: int, batch: int, work: Work) -> int:

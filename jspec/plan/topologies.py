@@ -14,6 +14,14 @@ from jspec.plan.accelerators import ACCELERATORS, Accelerator
 from jspec.sharding import AXES
 
 INSTALL = "pip install 'jspec[tpu]'"
+# Else libtpu asks the cloud which machine this is and waits for the answer, lets no other process
+# load it, and warns of chips that nobody means to use.
+QUIETLY = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
 # Chips of one host of each kind, which bounds slices that are less than a host.
 HOST = (2, 2, 1)
 
@@ -44,11 +52,12 @@ def devices_of(hardware: str) -> list[jax.Device]:
             f"hardware={hardware!r}: compiling for TPUs needs libtpu: {INSTALL}; without it "
             f"{chip.name}:{math.prod(sides)} is planned by what its maker says"
         )
-    # Else it asks the cloud which machine this is, and waits for the answer.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in QUIETLY.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    told = {}
+    # Of a v4, whose two cores are one device unless somebody says otherwise, libtpu says otherwise.
+    told = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
     if math.prod(sides) < math.prod(HOST):
         told["chips_per_host_bounds"] = (*sides, 1)[:3]
     try:

@@ -65,13 +65,13 @@ def _through(
     chip, _ = slice_of(cell.hardware)
     mesh = mesh_on(devices_of(cell.hardware), sizes)
     check(mesh, target.config)
-    check(mesh, part.config)
     copies = mesh.shape["data"] * mesh.shape["fsdp"]
     programs: list[Passed] = []
     try:
         for one in gate(
             target, part, mesh, chip, Work(recipe.prompt, recipe.tokens),
             batch=recipe.batch * copies, lesson=(recipe.length, recipe.rows * copies),
+            replicated=_is_indivisible(part, mesh),
             tick=lambda said: None,
         ):  # fmt: skip
             programs.append(one)
@@ -82,3 +82,12 @@ def _through(
         note(f"  refused: {refused}")
         return Verdict(cell, tuple(programs), refused)
     return Verdict(cell, tuple(programs), "")
+
+
+def _is_indivisible(part: LinenModel | Head, mesh: Mesh) -> bool:
+    """Whether a mesh cannot cut a draft, so that every device has all of it."""
+    try:
+        check(mesh, part.config)
+    except ValueError:
+        return True
+    return False
