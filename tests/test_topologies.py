@@ -73,3 +73,10 @@ def test_a_mesh_of_another_size_is_refused(capsys):
     words = ["plan", "--target", "qwen3-0.6b", "--hardware", "v5e:2x2", "--mesh", "tensor=8"]
     assert main([*words, "--drafts", "layers=1"]) == 2
     assert "mesh='tensor=8' has 8 devices, and the slice 4" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_a_slice_is_refused_before_it_is_compiled(capsys):
+    words = ["plan", "--target", "llama3.1-8b", "--hardware", "v5e:1x1", "--dtype", "float32"]
+    assert main([*words, "--drafts", "layers=1,width=256,channels=128"]) == 2
+    said = capsys.readouterr().err
+    assert "GB of each device" in said and "compiling" not in said

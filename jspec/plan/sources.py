@@ -105,17 +105,25 @@ def compiling(
 ) -> Source:
     """From what XLA says of programs that it compiles for chips that are not there."""
     params, targets = laid(target, mesh, dtype), {}
+    chips = mesh.shape["tensor"] * mesh.shape["fsdp"]
+    guessed = declared(target, chip, work, chips=chips, dtype=dtype, replicated=replicated)
     rules = REPLICATED if replicated else RULES
     name = jnp.dtype(dtype)
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
         capacity = work.prompt + work.tokens + PATH
-        if batch not in targets:
-            cache = laid_cache(target.config, mesh, batch, capacity, name)
-            passes = model_passes(target, params, cache, mesh)
-            targets[batch] = compile_passes(passes, NODES, name="the target", tick=tick)
         part, own = draft.part, laid(draft.part, mesh, dtype, rules)
-        cache = laid_cache(part.config, mesh, batch, capacity, name)
+        theirs, cache = (
+            laid_cache(config, mesh, batch, capacity, name)
+            for config in (target.config, part.config)
+        )
+        needed = held((params, theirs, own, cache))
+        if needed > chip.memory:
+            # XLA would refuse; what it would say of time is declared.
+            return guessed(draft, batch)[0], Room(needed, int(chip.memory), "weights and caches")
+        if batch not in targets:
+            passes = model_passes(target, params, theirs, mesh)
+            targets[batch] = compile_passes(passes, NODES, name="the target", tick=tick)
         if isinstance(part, Head):
             both = HeadParams(own, params, _table(part, target.config, mesh))
             guesses = head_passes(part, target, both, cache, mesh)

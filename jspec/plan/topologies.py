@@ -53,7 +53,9 @@ def devices_of(hardware: str) -> list[jax.Device]:
             f"{chip.name}:{math.prod(sides)} is planned by what its maker says"
         )
     for name, value in QUIETLY.items():
-        os.environ.setdefault(name, value)
+        # What jax could not find out it writes down as a warning.
+        if os.environ.get(name, "WARNING").startswith("WARNING"):
+            os.environ[name] = value
     from jax.experimental import topologies
 
     # Of a v4, whose two cores are one device unless somebody says otherwise, libtpu says otherwise.
