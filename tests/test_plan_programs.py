@@ -1,0 +1,206 @@
+"""What compiled programs say of themselves, and programs lowered from shapes alone."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jspec import ModelConfig, transformer
+from jspec.models.heads import eagle
+from jspec.plan.accelerators import ACCELERATORS
+from jspec.plan.compiled import compile_passes, compiled, room
+from jspec.plan.facts import Exchange, Facts, compile_for, exchanges
+from jspec.plan.gate import GIVEN, gate
+from jspec.plan.programs import held, laid, laid_cache, model_passes
+from jspec.plan.sources import Work, launch_of
+from jspec.plan.topologies import mesh_on
+from jspec.plan.traffic import bytes_read, size_of
+from jspec.sharding import make_mesh
+
+CONFIG = ModelConfig(
+    vocabulary=96, width=32, feedforward=64, layers=2, heads=8, kv_heads=4, channels=8, context=256
+)
+HEAD = eagle(ModelConfig(**{**vars(CONFIG), "layers": 1}))
+DRAFT = transformer(ModelConfig(**{**vars(CONFIG), "width": 16, "layers": 1}))
+TABLE, ROWS = (4096, 64), 8
+
+
+def read_of(function, *arrays) -> int:
+    return bytes_read(jax.jit(function).lower(*arrays).compile().as_text())
+
+
+def shape(*sides: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sides, dtype)
+
+
+def test_what_is_multiplied_is_read_once():
+    weight, x = shape(512, 256), shape(8, 256)
+    read = read_of(lambda w, x: x @ w.T, weight, x)
+    assert read == pytest.approx(4 * (512 * 256 + 8 * 256), rel=0.05)
+
+
+def test_of_a_table_the_rows_are_read():
+    read = read_of(lambda table, at: table[at], shape(*TABLE), shape(ROWS, dtype=jnp.int32))
+    assert 4 * ROWS * TABLE[1] <= read < 4 * math.prod(TABLE) / 10
+
+
+def test_of_what_is_written_in_place_nothing_is_read():
+    def put(buffer, row, at):
+        return jax.lax.dynamic_update_slice(buffer, row, (at, 0))
+
+    given = shape(*TABLE), shape(1, TABLE[1]), shape(dtype=jnp.int32)
+    text = jax.jit(put, donate_argnums=0).lower(*given).compile().as_text()
+    assert bytes_read(text) < 4 * math.prod(TABLE) / 10
+
+
+def test_a_loops_body_counts_once():
+    def often(weight, x, *, count: int):
+        return jax.lax.fori_loop(0, count, lambda _, x: jnp.tanh(x @ weight), x)
+
+    given = shape(256, 256), shape(8, 256)
+    few, many = (read_of(functools.partial(often, count=n), *given) for n in (3, 300))
+    assert few == many >= 4 * 256 * 256
+
+
+def test_of_branches_the_one_that_reads_the_most_counts():
+    def either(which, one, two, x):
+        return jax.lax.cond(which, lambda x: x @ one, lambda x: x @ two @ two, x)
+
+    given = shape(256, 256), shape(256, 256), shape(8, 256)
+    read = read_of(either, shape(dtype=bool), *given)
+    assert 2 * 4 * 256 * 256 <= read < 2.5 * 4 * 256 * 256
+
+
+def test_what_lies_in_fast_memory_is_not_read_again():
+    text = """
+ENTRY %main (p: bf16[64,32]) -> f32[64,32] {
+  %p = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = (bf16[64,32]{1,0:T(8,128)(2,1)S(1)}, bf16[64,32]{1,0}, u32[]{:S(2)}) copy-start(%p)
+  %done = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} copy-done(%start)
+  %part = ((bf16[64,32]{1,0}), bf16[16,32]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:16]}
+  ROOT %out = f32[64,32]{1,0} convert(%done)
+}
+"""
+    assert bytes_read(text) == 64 * 32 * 2 + 16 * 32 * 2 + 4
+    with pytest.raises(ValueError, match="no ENTRY"):
+        bytes_read("HloModule nothing")
+
+
+def test_sizes_of_types():
+    assert size_of("(bf16[2,3]{1,0}, pred[7], u32[], f8e4m3fn[5])") == 12 + 7 + 4 + 5
+
+
+def test_exchanges_are_counted_by_kind_and_bytes():
+    mesh = make_mesh(data=1, tensor=8)
+    cut = NamedSharding(mesh, PartitionSpec(None, "tensor"))
+    x, weight = (jax.ShapeDtypeStruct(s, jnp.float32, sharding=cut) for s in ((4, 64), (32, 64)))
+    _, facts = compile_for(
+        jax.jit(lambda x, w: x @ w.T, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(
+            x, weight
+        )
+    )
+    assert facts.exchanges == (Exchange("all-reduce", 1, 4 * 32 * 4),)
+    assert exchanges("%a = f32[2]{0} add(%b, %c)") == ()
+    started = "%s = (bf16[8,4]{1,0}, bf16[64,4]{1,0}) all-gather-start(%p), dimensions={0}"
+    assert exchanges(started) == (Exchange("all-gather", 1, 64 * 4 * 2),)
+
+
+def test_time_is_that_of_what_takes_the_longest():
+    chip = ACCELERATORS["v5e"]
+
+    def ms(read: int = 0, operations: float = 0.0, sent: int = 0) -> float:
+        told = (Exchange("all-reduce", 2, sent),) if sent else ()
+        return Facts(0.0, read, operations, 0, 0, 0, 0, told).ms(chip, reached=1.0)
+
+    reading = 1e3 * 8e9 / chip.bandwidth
+    assert ms(read=8 * 10**9) == pytest.approx(reading)
+    assert ms(read=8 * 10**9, operations=1e9) == pytest.approx(reading)
+    assert ms(read=1, operations=chip.rate) == pytest.approx(1e3)
+    more = ms(read=8 * 10**9, sent=10**9)
+    assert more == pytest.approx(reading + 1e3 * (1e9 / chip.link + 2 * chip.dispatch))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(data=2, tensor=4)
+
+
+def test_shapes_lie_where_parameters_lie(mesh):
+    params = laid(transformer(CONFIG), mesh, jnp.bfloat16)
+    whole = sum(x.size for x in jax.tree.leaves(params))
+    norms = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 1)
+    # All but the norms is cut in four, and every one has two bytes.
+    assert held(params) == 2 * ((whole - norms) // 4 + norms)
+    cache = laid_cache(CONFIG, mesh, 6, 40, jnp.bfloat16)
+    assert held(cache) == 2 * 2 * CONFIG.layers * (6 // 2) * (4 // 4) * 40 * 8 + 3 * 4
+
+
+@pytest.mark.parametrize("part", [DRAFT, HEAD], ids=["model", "head"])
+def test_a_launch_of_shapes_goes_through_the_gate(part, mesh):
+    """Round, commit and step write over what they are given, and commit exchanges nothing."""
+    found = {
+        one.program: one
+        for one in gate(
+            transformer(CONFIG), part, mesh, ACCELERATORS["v5e"], Work(64, 32),
+            batch=4, lesson=(32, 4), tick=lambda said: None,
+        )
+    }  # fmt: skip
+    assert list(found) == ["prefill", "refill", "round", "commit", "step"]
+    for one in found.values():
+        assert one.aliased >= GIVEN * one.given and one.memory > 0
+    assert found["commit"].exchanges == 0 < found["round"].exchanges
+    assert found["commit"].given and found["step"].given > found["commit"].given
+
+
+def test_what_is_not_as_it_should_be_is_said(mesh):
+    tiny = ACCELERATORS["v5e"].__class__("tiny", 1000.0, 1.0, 1.0, 1.0, 0.0)
+    first = next(
+        gate(
+            transformer(CONFIG), DRAFT, mesh, tiny, Work(64, 32),
+            batch=4, lesson=(32, 4), tick=lambda said: None,
+        )
+    )  # fmt: skip
+    assert first.wrong == f"needs {first.memory - 1000:,} bytes more than tiny has"
+
+
+def test_the_state_of_a_round_is_that_of_its_prefill(mesh):
+    launch = launch_of(transformer(CONFIG), DRAFT, mesh, Work(64, 32), batch=4, dtype="float32")
+    state = launch.state(launch.prefill().compile())
+    assert state.cache.k[0].shape == (4, 4, 64 + 32 + launch.drafter.tree.path_length, 8)
+    after = launch.round(state).compile()
+    # Rows stay where they are from round to round.
+    for given, home in zip(state.cache.k, after.output_shardings.cache.k, strict=True):
+        assert given.sharding.is_equivalent_to(home, given.ndim)
+        assert given.sharding.spec[1] == "tensor"
+
+
+def test_compiled_costs_rise_and_hold_what_they_are_of(mesh):
+    """No weight is made: the passes are of a model that no machine would hold."""
+    large = ModelConfig(**{**vars(CONFIG), "layers": 1, "feedforward": 400_000, "width": 8192})
+    cache = laid_cache(large, mesh, 4, 64, jnp.bfloat16)
+    params = laid(transformer(large), mesh, jnp.bfloat16)
+    passes = model_passes(transformer(large), params, cache, mesh)
+    target = compile_passes(passes, (1, 8), name="large", tick=lambda said: None)
+    small = laid(DRAFT, mesh, jnp.bfloat16)
+    own = laid_cache(DRAFT.config, mesh, 4, 64, jnp.bfloat16)
+    guesses = compile_passes(
+        model_passes(DRAFT, small, own, mesh), (1, 8), name="draft", tick=lambda said: None
+    )
+    chip = ACCELERATORS["v5p"]
+    costs = compiled(target, guesses, chip)
+    assert costs.verification(1) == costs.plain <= costs.verification(8)
+    assert 0 < costs.guess() < costs.plain / 10
+    assert target.held == held((params, cache)) > 4e9
+    assert room(target, guesses, chip).needed >= target.held + guesses.held
+
+
+def test_a_mesh_must_be_as_large_as_its_slice():
+    devices = jax.devices()
+    assert mesh_on(devices, {"tensor": 4, "data": 2}).shape == {"data": 2, "fsdp": 1, "tensor": 4}
+    with pytest.raises(ValueError, match="mesh='tensor=4' has 4 devices, and the slice 8"):
+        mesh_on(devices, {"tensor": 4})
+    assert np.array(mesh_on(devices[:1], {}).devices).shape == (1, 1, 1)
