@@ -64,6 +64,15 @@ def test_more_chips_and_fewer_bytes_are_faster_and_fit_more(capsys):
     assert full["memory"]["needed"] == pytest.approx(2 * one["memory"]["needed"], rel=0.01)
 
 
+def test_the_batch_up_to_which_it_pays_is_told(capsys):
+    """Short texts leave a pass to its weights, until there are as many rows as a chip computes."""
+    words = [*ELSEWHERE, "--drafts", "eagle3", "--context", "64"]
+    one = planned(capsys, *words)["drafts"][0]
+    assert 16 < one["pays_to_batch"] < max(one["batches_thought_of"])
+    beyond = planned(capsys, *words, "--batch", str(2 * one["pays_to_batch"]))["drafts"][0]
+    assert beyond["best"]["speedup"] <= 1
+
+
 def test_a_search_ranks_shapes_within_its_budget_and_draws_them(capsys, tmp_path):
     picture = tmp_path / "new" / "plan.png"
     words = ["--drafts", "llama3.2-1b", "--search", "--parameters", "800M", "--latency", "0.9"]

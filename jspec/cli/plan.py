@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from jspec.bench import settings
 from jspec.cli.contenders import contender, planned_target
 from jspec.cli.held_out import check_counts, check_temperatures
-from jspec.cli.planning import HERE, MEASURED, outlooks, searched, source_of
+from jspec.cli.planning import HERE, MEASURED, outlooks_of, searched, sources_of
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, Verb
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "size", "batch", "ms a guess", "best tree", "tokens/round", "tokens/s", "over plain",
-    "breaks even", "GB",
+    "ties at", "GB",
 )  # fmt: skip
+TITLE = (
+    "Foretold; a draft ties, kept as often as this at every depth, with the first of its batch, "
+    "and the first with plain decoding"
+)
 LONG = 16  # letters of a tree that is shown in full
 MOST = 100  # steps that are told of, at most, to speak of
 
@@ -69,10 +73,11 @@ class Plan(Verb):
         target = planned_target(self.target, weights=needs_weights)
         drafts = [contender(name, target) for name in self.drafts]
         with steps(MOST) as tick:
-            source = source_of(self, target, tick)
+            sources = sources_of(self, target, tick)
             if self.search:
-                drafts += searched(self, target, source)
-            found = [one for draft in drafts for one in outlooks(self, target, draft, source, tick)]
+                drafts += searched(self, target, sources)
+            each = [outlooks_of(self, target, draft, sources, tick) for draft in drafts]
+        found = [one for told in each for one in told]
         rows = [
             one
             for batch in self.batch
@@ -151,9 +156,11 @@ def _verdict(one: "Outlook") -> str:
     if not one.room.fits:
         return one.room.refusal()
     pays = "pays" if one.best.low > 1 else "may pay" if one.best.speedup > 1 else "does not pay"
-    needs = "no acceptance would do" if one.needed is None else f"acceptance {one.needed:.2f} would"
-    rest = "" if one.best.speedup > 1 else f"; {needs}"
-    return f"{pays}; bound by {one.bound}{rest}"
+    limit = "none" if one.pays_to is None else f"those up to {one.pays_to}"
+    batches = ""
+    if len(one.batches) > 1:
+        batches = f"; of batches of {one.batches[0]} to {one.batches[-1]} chains pay in {limit}"
+    return f"{pays}; bound by {one.bound}{batches}"
 
 
 def _table(rows: "list[Outlook]") -> "Table":
@@ -162,7 +169,7 @@ def _table(rows: "list[Outlook]") -> "Table":
     from jspec.memory import GIGABYTE
     from jspec.shapes import write_tree
 
-    grid = Table(title="Foretold", title_justify="left", title_style="bold")
+    grid = Table(title=TITLE, title_justify="left", title_style="bold")
     grid.add_column("draft", overflow="fold")
     for name in COLUMNS:
         grid.add_column(name, justify="right")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from jspec.bench import settings
 from jspec.cli.contenders import Planned
@@ -22,8 +22,15 @@ PROMPTS, PROMPT_LENGTH, TOKENS, DEPTH, WIDTH = 16, 64, 128, 8, 4
 FOUND = 8  # shapes that a search shows
 
 
-def source_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> "Source":
-    """Where costs come from, for the hardware that is asked for."""
+class Sources(NamedTuple):
+    """Where costs come from, and where they come from at no cost, if anywhere."""
+
+    source: "Source"
+    cheap: "Source | None"
+
+
+def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
+    """For the hardware that is asked for."""
     from jspec.plan.accelerators import accelerator
     from jspec.plan.sources import Work, compiling, declared, measuring
     from jspec.plan.topologies import devices_of, mesh_on, slice_of
@@ -35,7 +42,8 @@ def source_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> "S
             f"context={asked.context}: the target has one of {target.model.config.context}"
         )
     if asked.hardware == HERE:
-        return measuring(target.trained, work, temperature=asked.temperature, tick=tick)
+        here = measuring(target.trained, work, temperature=asked.temperature, tick=tick)
+        return Sources(here, None)
     how = {"dtype": asked.dtype or "bfloat16", "replicated": asked.replicate_draft}
     sizes = read_sizes(asked.mesh)
     wanted = slice_of(asked.hardware)
@@ -43,7 +51,9 @@ def source_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> "S
         chip, sides = wanted
         mesh = mesh_on(devices_of(asked.hardware), sizes or {"tensor": math.prod(sides)})
         check(mesh, target.model.config)
-        return compiling(target.model, chip, mesh, work, **how, tick=tick)
+        chips = mesh.shape["tensor"] * mesh.shape["fsdp"]
+        guessed = declared(target.model, chip, work, chips=chips, **how)
+        return Sources(compiling(target.model, chip, mesh, work, **how, tick=tick), guessed)
     name, _, count = asked.hardware.partition(":")
     chip, chips = accelerator(name), _count(asked.hardware, count)
     if sizes and (set(sizes) != {"tensor"} or math.prod(sizes.values()) != chips):
@@ -51,26 +61,34 @@ def source_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> "S
             f"mesh={asked.mesh!r}: what a maker declares is planned for tensor={chips} on "
             f"{asked.hardware}; other meshes are compiled for (v5e:2x4, say)"
         )
-    return declared(target.model, chip, work, chips=chips, **how)
+    found = declared(target.model, chip, work, chips=chips, **how)
+    return Sources(found, found)
 
 
-def outlooks(
+def outlooks_of(
     asked: "Plan",
     target: Planned,
     draft: "Contender",
-    source: "Source",
+    sources: Sources,
     tick: Callable[[str], None],
 ) -> "list[Outlook]":
     """What is to be expected of a draft at each batch size."""
-    from jspec.plan.outlook import outlook
+    from jspec.plan.outlook import outlooks
     from jspec.plan.sources import size_of_draft
 
     accepted = acceptance_of(asked, target, draft, tick)
     size = size_of_draft(draft.part, target.model.config, "float32")
-    return [
-        outlook(draft.name, size.parameters, batch, *source(draft, batch), accepted)
-        for batch in asked.batch
-    ]
+    cheap = sources.cheap
+    return list(
+        outlooks(
+            draft.name,
+            size.parameters,
+            asked.batch,
+            lambda batch: sources.source(draft, batch),
+            accepted,
+            cheap=cheap and (lambda batch: cheap(draft, batch)),
+        )
+    )
 
 
 def acceptance_of(
@@ -111,12 +129,13 @@ def acceptance_of(
     return replace(assumed, source=f"assumed: {ASSUMED} at every depth (--acceptance says other)")
 
 
-def searched(asked: "Plan", target: Planned, source: "Source") -> "list[Contender]":
+def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contender]":
     """The draft shapes within the budget that should be fastest, were all kept as often."""
     from jspec.models.transformer import transformer
     from jspec.plan.acceptance import read_acceptance
+    from jspec.plan.gain import best
     from jspec.plan.imagined import describe, read_count, shapes
-    from jspec.plan.outlook import outlook
+    from jspec.plan.outlook import chains
     from jspec.plan.sizes import parameters_of
     from jspec.plan.sources import Contender
 
@@ -126,9 +145,9 @@ def searched(asked: "Plan", target: Planned, source: "Source") -> "list[Contende
     found = []
     for shape in shapes(config, parameters=budget):
         one = Contender(describe(shape), transformer(shape))
-        seen = outlook(one.name, parameters_of(shape), batch, *source(one, batch), same)
-        if not asked.latency or seen.costs.guess() <= asked.latency:
-            found.append((seen.best.tokens_per_second, one))
+        costs, _ = sources.source(one, batch)
+        if not asked.latency or costs.guess() <= asked.latency:
+            found.append((best(chains(), same, costs, batch=batch).tokens_per_second, one))
     if not found:
         raise ValueError(
             f"parameters={asked.parameters!r}, latency={asked.latency}: no shape is within both: "

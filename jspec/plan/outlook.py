@@ -1,7 +1,7 @@
 """What is to be expected of a draft, and what bounds it."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jspec.memory import GIGABYTE
@@ -47,6 +47,8 @@ class Outlook:
     Attributes:
       parameters: of the draft; costs: of its rounds; acceptance: says where its shares come from.
       best: over all trees; chain: over chains alone.
+      pays_to: the largest of the `batches` that were thought of, all of which fit, up to which
+        chains pay; None if they never do.
       needed: acceptance at every depth with which it would be as fast as the best of the others, or
         as plain decoding where it is the best; None if none would do.
     """
@@ -59,6 +61,8 @@ class Outlook:
     best: Prediction
     chain: Prediction
     room: Room
+    pays_to: int | None
+    batches: tuple[int, ...]
     needed: float | None = None
 
     @property
@@ -96,18 +100,39 @@ class Outlook:
             "best_chain": self.chain.record(),
             "memory": {"needed": self.room.needed, "there": self.room.there},
             "fits": self.room.fits,
+            "pays_to_batch": self.pays_to,
+            "batches_thought_of": list(self.batches),
             "needed_acceptance": self.needed,
             "bound": self.bound,
         }
 
 
-def outlook(
-    draft: str, parameters: int, batch: int, costs: Costs, room: Room, acceptance: Acceptance
-) -> Outlook:
-    """What is to be expected of a draft over its best tree."""
-    chain = best(chains(), acceptance, costs, batch=batch)
-    found = best(candidates(acceptance, chain.tree), acceptance, costs, batch=batch)
-    return Outlook(draft, parameters, batch, costs, acceptance, found, chain, room)
+def outlooks(
+    draft: str,
+    parameters: int,
+    batches: Sequence[int],
+    source: Callable[[int], tuple[Costs, Room]],
+    acceptance: Acceptance,
+    *,
+    cheap: Callable[[int], tuple[Costs, Room]] | None = None,
+) -> Iterator[Outlook]:
+    """What is to be expected of a draft over its best trees, at each batch size.
+
+    Args:
+      source: costs and memory at a batch size; cheap: the same where no time goes into finding
+        them, so that all batches that fit are thought of, not those alone that are asked for.
+    """
+    told = {batch: source(batch) for batch in batches}
+    thought, find = tuple(sorted(batches)), told.__getitem__
+    if cheap and (fitting := tuple(batch for batch in BATCHES if cheap(batch)[1].fits)):
+        thought, find = fitting, cheap
+    limit = largest_batch(lambda batch: find(batch)[0], acceptance, thought)
+    for batch, (costs, room) in told.items():
+        chain = best(chains(), acceptance, costs, batch=batch)
+        found = best(candidates(acceptance, chain.tree), acceptance, costs, batch=batch)
+        yield Outlook(
+            draft, parameters, batch, costs, acceptance, found, chain, room, limit, thought
+        )
 
 
 def chains(depth: int = DEPTH) -> Iterator[Tree]:
@@ -126,8 +151,6 @@ def candidates(acceptance: Acceptance, chain: Tree) -> Iterator[Tree]:
 def ranked(outlooks: Iterable[Outlook]) -> list[Outlook]:
     """Of one batch size, the fastest first; each told what it needs to be as fast as the best of
     the others."""
-    from dataclasses import replace
-
     order = sorted(outlooks, key=lambda one: -one.best.tokens_per_second)
     told = []
     for place, one in enumerate(order):
