@@ -43,9 +43,17 @@ def _compared(needed: dict[jax.Device, int]) -> Iterable[tuple[str, int, int]]:
     if hosted and free is not None:
         yield "this host", hosted, free
     for device, size in needed.items():
-        stats = {} if device.platform == "cpu" else device.memory_stats() or {}
-        if "bytes_limit" in stats:
-            yield str(device), size, stats["bytes_limit"] - stats["bytes_in_use"]
+        there = free_on(device)
+        if device.platform != "cpu" and there is not None:
+            yield str(device), size, there
+
+
+def free_on(device: jax.Device) -> int | None:
+    """Bytes that can be had where a device computes; None where that is not told."""
+    if device.platform == "cpu":
+        return free_here()
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
 def free_here() -> int | None:

@@ -22,31 +22,29 @@ class Planned(NamedTuple):
     trained: "Checkpoint | None"
 
 
-def planned_target(source: str, *, weights: bool) -> Planned:
+def planned_target(source: str, dtype: str, *, weights: bool) -> Planned:
     """A target by name; `weights` where they are needed, and then filled with noise for a target
     that nobody trained."""
     from pathlib import Path
 
-    import jax
-
     from jspec.formats.huggingface import Checkpoint
     from jspec.models.transformer import transformer
     from jspec.plan.published import SHAPES
+    from jspec.plan.sources import noise
 
     if source not in SHAPES:
         if weights:
-            found = read_target(source, "float32")
+            found = read_target(source, dtype)
             return Planned(found.model, found)
         return Planned(transformer(_config("target", source)), None)
     model = transformer(SHAPES[source])
     if not weights:
         return Planned(model, None)
-    _admit(source, model)
-    params = model.init(jax.random.key(0))
-    return Planned(model, Checkpoint(model, params, (), Path(), ""))
+    _admit(source, model, dtype)
+    return Planned(model, Checkpoint(model, noise(model, dtype), (), Path(), ""))
 
 
-def contender(source: str, target: Planned) -> "Contender":
+def contender(source: str, target: Planned, dtype: str) -> "Contender":
     """A draft by name: a folder or a model of the zoo; a published shape; `eagle`, `fspad` or
     `eagle3` as heads of this target; or an imagined shape such as `layers=2,width=256`."""
     from jspec.distill.recipe import FeatureHead
@@ -69,7 +67,7 @@ def contender(source: str, target: Planned) -> "Contender":
     if "=" in source:
         return Contender(source, transformer(imagine(source, config)))
     if source not in SHAPES and target.trained is not None:
-        draft = find_draft(source, target.trained, "float32")
+        draft = find_draft(source, target.trained, dtype)
         return Contender(source, _part(draft), draft)
     found = SHAPES[source] if source in SHAPES else _config("draft", source)
     if found.vocabulary != config.vocabulary:
@@ -105,12 +103,14 @@ def _config(argument: str, source: str):
         ) from error
 
 
-def _admit(source: str, model: "LinenModel") -> None:
+def _admit(source: str, model: "LinenModel", dtype: str) -> None:
     """Raises `ValueError` for a target that this machine cannot hold."""
-    from jspec.memory import GIGABYTE, free_here
+    import jax
+
+    from jspec.memory import GIGABYTE, free_on
     from jspec.plan.sizes import size_of
 
-    needed, free = size_of(model, "float32").held, free_here()
+    needed, free = size_of(model, dtype).held, free_on(jax.local_devices()[0])
     if free is not None and needed > free:
         raise ValueError(
             f"target={source!r} needs {needed / GIGABYTE:.2f} GB, {needed - free:,} bytes more "

@@ -70,8 +70,8 @@ class Plan(Verb):
 
         self._check()
         needs_weights = self.hardware == HERE or self.acceptance == MEASURED
-        target = planned_target(self.target, weights=needs_weights)
-        drafts = [contender(name, target) for name in self.drafts]
+        target = planned_target(self.target, self.numbers, weights=needs_weights)
+        drafts = [contender(name, target, self.numbers) for name in self.drafts]
         with steps(MOST) as tick:
             sources = sources_of(self, target, tick)
             if self.search:
@@ -92,6 +92,11 @@ class Plan(Verb):
         self._report(rows)
         return DONE
 
+    @property
+    def numbers(self) -> str:
+        """The type of weights and caches."""
+        return self.dtype or ("float32" if self.hardware == HERE else "bfloat16")
+
     def _check(self) -> None:
         from jspec.plan.imagined import read_count
 
@@ -104,10 +109,10 @@ class Plan(Verb):
         check_temperatures((self.temperature,))
         if not self.drafts and not self.search:
             raise ValueError("drafts is empty: name at least one, or --search")
-        if self.hardware == HERE and (self.mesh or self.dtype not in ("", "float32")):
+        if self.hardware == HERE and self.mesh:
             raise ValueError(
-                f"mesh={self.mesh!r}, dtype={self.dtype!r}: what is measured here is one device in "
-                "float32; name other hardware for the rest"
+                f"mesh={self.mesh!r}: what is measured here is one device; name other hardware for "
+                "a mesh"
             )
         if self.latency < 0 or math.isnan(self.latency):
             raise ValueError(f"latency={self.latency}: milliseconds, 0 for no limit")

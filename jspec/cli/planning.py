@@ -42,9 +42,9 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
             f"context={asked.context}: the target has one of {target.model.config.context}"
         )
     if asked.hardware == HERE:
-        here = measuring(target.trained, work, temperature=asked.temperature, tick=tick)
-        return Sources(here, None)
-    how = {"dtype": asked.dtype or "bfloat16", "replicated": asked.replicate_draft}
+        how = {"temperature": asked.temperature, "dtype": asked.numbers}
+        return Sources(measuring(target.trained, work, **how, tick=tick), None)
+    how = {"dtype": asked.numbers, "replicated": asked.replicate_draft}
     sizes = read_sizes(asked.mesh)
     wanted = slice_of(asked.hardware)
     if wanted is not None:

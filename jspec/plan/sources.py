@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh
 
 from jspec.bench.drafts import Draft, HeadDraft, ModelDraft
@@ -24,9 +25,9 @@ from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
-from jspec.memory import free_here
+from jspec.memory import free_on
 from jspec.models.heads import Head, HeadParams
-from jspec.models.protocol import LinenModel
+from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import observed
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.compiled import NODES, ROWS, compile_passes, compiled, room
@@ -139,10 +140,15 @@ def compiling(
 
 
 def measuring(
-    target: Checkpoint, work: Work, *, temperature: float, tick: Callable[[str], None]
+    target: Checkpoint,
+    work: Work,
+    *,
+    temperature: float,
+    dtype: str,
+    tick: Callable[[str], None],
 ) -> Source:
-    """From what is timed on this machine; drafts that nobody trained are filled with noise, which
-    takes as long."""
+    """From what is timed on this machine's first device; drafts that nobody trained are filled with
+    noise, which takes as long."""
 
     @functools.cache
     def loads(batch: int) -> Workload:
@@ -155,7 +161,7 @@ def measuring(
     how = {"rule": coupled, "temperature": temperature}
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
-        made = draft.trained or untrained(draft.part, target)
+        made = draft.trained or untrained(draft.part, target, dtype)
         if draft.trained is None and batch in known:
             # All but its guesses is as with any other draft.
             tick(f"timing {draft.name}")
@@ -165,11 +171,14 @@ def measuring(
             found = costs(made, target, loads(batch), **how, repetitions=REPETITIONS, tick=tick)
             known[batch] = found
         sizes = (
-            size_of(target.model, "float32"),
-            size_of_draft(draft.part, target.model.config, "float32"),
+            size_of(target.model, dtype),
+            size_of_draft(draft.part, target.model.config, dtype),
         )
         needed = sum(_weights_and_caches(size, 1, batch, work) for size in sizes)
-        return found, Room(needed, free_here(), "weights and caches")
+        free = free_on(jax.local_devices()[0])
+        # The weights of both are there already.
+        there = None if free is None else free + sum(size.held for size in sizes)
+        return found, Room(needed, there, "weights and caches")
 
     return find
 
@@ -202,9 +211,18 @@ def size_of_draft(part: LinenModel | Head, target: ModelConfig, dtype: str) -> S
     return size_of_head(part, target, dtype) if isinstance(part, Head) else size_of(part, dtype)
 
 
-def untrained(part: LinenModel | Head, target: Checkpoint) -> Draft:
+def noise(part: LinenModel | Head, dtype: str) -> Params:
+    """Parameters that nobody trained."""
+
+    def fill(key: Array) -> Params:
+        return jax.tree.map(lambda x: x.astype(dtype), part.init(key))
+
+    return jax.jit(fill)(jax.random.key(0))
+
+
+def untrained(part: LinenModel | Head, target: Checkpoint, dtype: str) -> Draft:
     """A draft of that shape that knows nothing."""
-    params = part.init(jax.random.key(0))
+    params = noise(part, dtype)
     if isinstance(part, Head):
         d2t = None
         if part.draft_vocabulary < target.model.config.vocabulary:

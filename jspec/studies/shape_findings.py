@@ -152,17 +152,17 @@ NUMBERS: dict[str, Callable[[Standing], float]] = {
 
 
 def relations(found: Sequence[Standing]) -> list[Relation]:
-    """Of each number with tokens a second, among drafts of one place."""
+    """Of each number with tokens a second, among drafts of one place; a number that is the same for
+    all goes with nothing."""
     speeds = [one.speedup for one in found]
-    return [
-        Relation(
-            found[0].place,
-            what,
-            float(spearmanr([number(one) for one in found], speeds).statistic),
-            float(kendalltau([number(one) for one in found], speeds).statistic),
-        )
-        for what, number in NUMBERS.items()
-    ]
+    told = []
+    for what, number in NUMBERS.items():
+        values = [number(one) for one in found]
+        both = 0.0, 0.0
+        if len(set(values)) > 1:
+            both = spearmanr(values, speeds).statistic, kendalltau(values, speeds).statistic
+        told.append(Relation(found[0].place, what, *map(float, both)))
+    return told
 
 
 def contest(recipe: DraftShapeStudy, found: Sequence[Standing]) -> Contest:
