@@ -139,7 +139,7 @@ def _targets(
 
 def _parts(recipe: "CompileGate", mesh: "Mesh | None", note: "Note") -> "Callable[..., Any]":
     """What makes a draft of a name for a target's shape."""
-    return lambda name, target: contender(name, Planned(target, None)).part
+    return lambda name, target: contender(name, Planned(target, None), "bfloat16").part
 
 
 def _taught_by(

@@ -1,0 +1,102 @@
+"""The gate as a study: every launch once, what is refused, and what a person reads of it."""
+
+import json
+
+import jax
+import pytest
+
+from jspec.cli.main import main
+from jspec.config import ModelConfig
+from jspec.plan import published
+from jspec.plan.gate import Passed
+from jspec.studies import compile_gate as study_of_gates
+from jspec.studies import gate_report
+from jspec.studies.compile_gate import Verdict
+from jspec.studies.gate_recipe import PAIRS, Cell, CompileGate
+
+SMALL = ModelConfig(
+    vocabulary=96, width=32, feedforward=64, layers=2, heads=8, kv_heads=4, channels=8, context=256
+)
+CELLS = ("small/small/v5e:2x4/data=2,tensor=4", "small/eagle/v5e:2x4/tensor=8")
+FINE = Passed("round", 2.0, 10**9, 100, 100, 1.01, 3, "")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A target that compiles in no time, for a slice whose chips are this test's devices."""
+    monkeypatch.setitem(published.SHAPES, "small", SMALL)
+    monkeypatch.setattr(study_of_gates, "devices_of", lambda hardware: jax.devices())
+
+
+def words(tmp_path, *more: str) -> list[str]:
+    sizes = ("prompt=32", "tokens=32", "length=32", "rows=1")
+    return ["study", "--json", "compile-gate", f"output={tmp_path}", *sizes, *more]
+
+
+def test_every_launch_is_taken_through_once(small, tmp_path, capsys, monkeypatch):
+    asked = words(tmp_path, f"cells={CELLS[0]}")
+    assert main(asked) == 0, capsys.readouterr().err
+    said = json.loads(capsys.readouterr().out)["findings"]
+    folder = tmp_path / "compile_gate"
+    (cell,) = json.loads((folder / "results.json").read_text())["cells"]
+    names = [one["program"] for one in cell["programs"]]
+    assert names == ["prefill", "refill", "round", "commit", "step"]
+    # What is compiled here and not for a TPU may read more; nothing else is wrong.
+    wrong = [one["wrong"] for one in cell["programs"] if one["wrong"]]
+    assert all("reads" in one for one in wrong) and cell["passed"] == (not wrong)
+    assert said[0] == f"{int(not wrong)} of 1 launches pass."
+    assert "| small | small | v5e:2x4 | data=2,tensor=4 |" in (folder / "report.md").read_text()
+    monkeypatch.setattr(study_of_gates, "gate", lambda *_, **__: pytest.fail("compiled again"))
+    assert main(asked) == 0
+
+
+def test_a_mesh_that_cuts_no_heads_is_refused_by_name(small, tmp_path, capsys):
+    assert main(words(tmp_path, f"cells={CELLS[1]}")) == 2
+    assert capsys.readouterr().err.count("\n") >= 1
+
+
+def test_what_xla_refuses_is_kept_and_told(small, tmp_path, capsys, monkeypatch):
+    def refusing(*_, **__):
+        yield FINE
+        raise RuntimeError("RESOURCE_EXHAUSTED: of memory\nthere is none")
+
+    monkeypatch.setattr(study_of_gates, "gate", refusing)
+    assert main(words(tmp_path, f"cells={CELLS[0]}")) == 0
+    count, why = json.loads(capsys.readouterr().out)["findings"]
+    assert count == "0 of 1 launches pass."
+    assert why == f"{CELLS[0]}: RESOURCE_EXHAUSTED: of memory there is none"
+
+
+def test_what_is_wrong_is_told_beside_what_passes(tmp_path):
+    cell = Cell("small", "small", "v5e:2x4", "tensor=8")
+    wrong = Passed("commit", 1.0, 5, 9, 0, None, 2, "devices exchange 2 times")
+    recipe = CompileGate(output=str(tmp_path))
+    recipe.folder.mkdir(parents=True)
+    said = gate_report.write(recipe, [Verdict(cell, (FINE,), ""), Verdict(cell, (FINE, wrong), "")])
+    assert said[0] == "1 of 2 launches pass."
+    assert said[1].endswith("commit devices exchange 2 times")
+
+
+def test_all_that_is_asked_for_is_taken_through():
+    """Every target with its drafts, on slices of three kinds, of 1 to 256 chips."""
+    launches = CompileGate().launches()
+    assert {one.target for one in launches} == set(PAIRS)
+    for target in PAIRS:
+        here = [one for one in launches if one.target == target]
+        assert {one.hardware.partition(":")[0] for one in here} == {"v5e", "v6e", "v5p"}
+        assert {one.draft for one in here} == set(PAIRS[target][0])
+        assert any(one.hardware in ("v5e:16x16", "v5p:4x8x8") for one in here)
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (("llama3.1-8b/eagle/v5e:2x4",), "^cells='llama3.1-8b/eagle/v5e:2x4': write target"),
+        (("nobody/eagle/v5e:2x4/tensor=8",), "^cells='nobody"),
+        (("llama3.1-8b/eagle/v9:2x4/tensor=8",), "^hardware='v9:2x4' is no TPU slice"),
+        ((), "^cells="),
+    ],
+)
+def test_a_launch_that_cannot_be_is_refused(cells, said):
+    with pytest.raises(ValueError, match=said):
+        CompileGate(cells=cells)
