@@ -94,7 +94,7 @@ def costs(
     probes: Sequence[Tree] = PROBES,
 ) -> Costs:
     """Milliseconds of the parts of a round on the first batch of a workload; medians of
-    `repetitions` in turns.
+    `repetitions` in turns, each held against plain decoding in the same.
 
     Args:
       probes: trees of which rounds are timed, two chains among them.
@@ -117,16 +117,19 @@ def costs(
         pairs = [(seconds(one.rounds), seconds(one.guesses)) for one in compiled]
         alone = plain(0, temperature).seconds
         runs.append((pairs, alone, *map(seconds, begins)))
-    _, alone, start, plain_start = ([run[which] for run in runs] for which in range(4))
-    rounds = np.array([[pair for pair in run[0]] for run in runs]) * 1e3 / ROUNDS
+    pairs, alone, start, plain_start = (np.array(part) * 1e3 for part in zip(*runs, strict=True))
+    # A machine is not equally fast all the while: each repetition is brought to the pace of the
+    # median one by its own plain decoding.
+    pace = np.median(alone) / alone
+    rounds = pairs * pace[:, None, None] / ROUNDS
     whole, guesses = np.median(rounds, axis=0).T
-    plain_start = median(plain_start) * 1e3
+    plain_start = float(np.median(plain_start * pace))
     return taken_apart(
         trees,
         whole,
         guesses,
-        plain=(median(alone) * 1e3 - plain_start) / work.tokens,
-        start=median(start) * 1e3,
+        plain=float(np.median(alone) - plain_start) / work.tokens,
+        start=float(np.median(start * pace)),
         plain_start=plain_start,
         spread=float(np.median(rounds[..., 0].std(axis=0) / whole)),
     )

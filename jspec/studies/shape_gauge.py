@@ -23,6 +23,8 @@ from jspec.studies.shape_recipe import DraftShapeStudy, Pupil
 from jspec.tree import Tree
 from jspec.verify import coupled
 
+# How often rounds are timed for one time that texts are, which take longer.
+OFTEN = 3
 SIZE, LOSS = "parameters", "nats a token"
 KEPT, LATENCY = "guesses kept at depth 1", "milliseconds a guess"
 PER_SECOND, OVER, PER_ROUND = "tokens a second", "over plain", "tokens a round"
@@ -90,7 +92,7 @@ class Gauge:
     def _costs(self, draft: ModelDraft, batch: int, served: float) -> Costs:
         return costs(
             draft, self._target, self._work[batch],
-            rule=coupled, temperature=served, repetitions=self._recipe.repetitions,
+            rule=coupled, temperature=served, repetitions=OFTEN * self._recipe.repetitions,
             probes=[Tree.chain(depth) for depth in self._recipe.probes],
             tick=lambda said: None,
         )  # fmt: skip
