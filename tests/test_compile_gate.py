@@ -29,7 +29,7 @@ def small(monkeypatch):
 
 
 def words(tmp_path, *more: str) -> list[str]:
-    sizes = ("prompt=32", "tokens=32", "length=32", "rows=1")
+    sizes = ("prompt=64", "tokens=32", "length=64", "rows=1")
     return ["study", "--json", "compile-gate", f"output={tmp_path}", *sizes, *more]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tyro.conf import Positional
 
-from jspec.cli.contenders import Planned, contender
+from jspec.cli.contenders import Planned, contender, planned_target
 from jspec.cli.distill import read_lesson
 from jspec.cli.held_out import held_out_work
 from jspec.cli.overrides import override
@@ -131,7 +131,9 @@ def _targets(
     from jspec.zoo.lessons import PROSE
 
     def find(target: str) -> "Material":
-        teaching = replace(recipe.teaching, target=target)
+        config = planned_target(target, "float32", weights=False).model.config
+        first, *_ = recipe.pupils(target, config)
+        teaching = replace(recipe.teaching, target=target, model=first.config)
         return _taught_by(recipe, teaching, Text(source=PROSE), mesh, note)
 
     return find

@@ -93,46 +93,74 @@ def costs(
     tick: Callable[[str], None],
     probes: Sequence[Tree] = PROBES,
 ) -> Costs:
-    """Milliseconds of the parts of a round on the first batch of a workload; medians of
-    `repetitions` in turns, each held against plain decoding in the same.
+    """Milliseconds of the parts of a round on the first batch of a workload; see `Stopwatch`.
 
     Args:
       probes: trees of which rounds are timed, two chains among them.
       tick: told of every program that is compiled, one for each probe and one more.
     """
-    trees = admitted_trees(probes, rule, target.model.config.context)
-    compiled: list[Loops] = []
-    for tree in trees:
-        tick(f"compiling rounds of {tree.size} nodes")
-        method = method_of(draft, tree, rule)
-        compiled.append(loops(method, target.model, target.params, work, temperature))
-    tick("compiling plain decoding")
-    plain = Program(Method(PLAIN), target.model, target.params, work)
-    plain(0, temperature)
-    begins = _beginnings(method_of(draft, trees[0], rule), target, work)
-    for begin_now in begins:
-        seconds(begin_now)
-    runs = []
+    how = {"rule": rule, "temperature": temperature, "probes": probes, "tick": tick}
+    stopwatch = Stopwatch(draft, target, work, **how)
     for _ in range(repetitions):
-        pairs = [(seconds(one.rounds), seconds(one.guesses)) for one in compiled]
-        alone = plain(0, temperature).seconds
-        runs.append((pairs, alone, *map(seconds, begins)))
-    pairs, alone, start, plain_start = (np.array(part) * 1e3 for part in zip(*runs, strict=True))
-    # A machine is not equally fast all the while: each repetition is brought to the pace of the
-    # median one by its own plain decoding.
-    pace = np.median(alone) / alone
-    rounds = pairs * pace[:, None, None] / ROUNDS
-    whole, guesses = np.median(rounds, axis=0).T
-    plain_start = float(np.median(plain_start * pace))
-    return taken_apart(
-        trees,
-        whole,
-        guesses,
-        plain=float(np.median(alone) - plain_start) / work.tokens,
-        start=float(np.median(start * pace)),
-        plain_start=plain_start,
-        spread=float(np.median(rounds[..., 0].std(axis=0) / whole)),
-    )
+        stopwatch.time()
+    return stopwatch.costs()
+
+
+class Stopwatch:
+    """Rounds along some trees, plain decoding, and what comes before either, compiled once and
+    timed in turns, as often as is asked; costs are medians."""
+
+    def __init__(
+        self,
+        draft: Draft,
+        target: Checkpoint,
+        work: Workload,
+        *,
+        rule: Rule,
+        temperature: float,
+        probes: Sequence[Tree],
+        tick: Callable[[str], None],
+    ) -> None:
+        self._trees = admitted_trees(probes, rule, target.model.config.context)
+        self._loops: list[Loops] = []
+        for tree in self._trees:
+            tick(f"compiling rounds of {tree.size} nodes")
+            method = method_of(draft, tree, rule)
+            self._loops.append(loops(method, target.model, target.params, work, temperature))
+        tick("compiling plain decoding")
+        self._plain = Program(Method(PLAIN), target.model, target.params, work)
+        self._tokens, self._temperature = work.tokens, temperature
+        self._begins = _beginnings(method_of(draft, self._trees[0], rule), target, work)
+        self._plain(0, temperature)
+        for begin_now in self._begins:
+            seconds(begin_now)
+        self._runs: list[tuple] = []
+
+    def time(self) -> None:
+        """Each once."""
+        pairs = [(seconds(one.rounds), seconds(one.guesses)) for one in self._loops]
+        alone = self._plain(0, self._temperature).seconds
+        self._runs.append((pairs, alone, *map(seconds, self._begins)))
+
+    def costs(self) -> Costs:
+        """By all that was timed."""
+        runs = zip(*self._runs, strict=True)
+        pairs, alone, start, plain_start = (np.array(part) * 1e3 for part in runs)
+        # A machine is not equally fast all the while: each turn is brought to the pace of the
+        # median one by its own plain decoding.
+        pace = np.median(alone) / alone
+        rounds = pairs * pace[:, None, None] / ROUNDS
+        whole, guesses = np.median(rounds, axis=0).T
+        plain_start = float(np.median(plain_start * pace))
+        return taken_apart(
+            self._trees,
+            whole,
+            guesses,
+            plain=float(np.median(alone) - plain_start) / self._tokens,
+            start=float(np.median(start * pace)),
+            plain_start=plain_start,
+            spread=float(np.median(rounds[..., 0].std(axis=0) / whole)),
+        )
 
 
 def level_ms(

@@ -1,12 +1,15 @@
-"""What is measured of a draft's shape, and what is foretold of it before it is timed."""
+"""What is measured of a draft's shape, and what is foretold of it from other rounds."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from jspec.bench.drafts import ModelDraft
 from jspec.bench.suite import PLAIN, Method, Program, Workload, workload
 from jspec.bench.summary import Row, summarise
-from jspec.bench.timing import interleave
+from jspec.bench.timing import Run, interleave
 from jspec.distill.data import pack
 from jspec.distill.evaluation import held_out_loss
 from jspec.distill.objective import language_model
@@ -15,7 +18,7 @@ from jspec.distill.temperatures import read_temperatures
 from jspec.plan.acceptance import Acceptance, counted
 from jspec.plan.costs import Costs
 from jspec.plan.gain import predict
-from jspec.plan.measured import costs, kept, method_of
+from jspec.plan.measured import Stopwatch, kept, method_of
 from jspec.plan.sizes import parameters_of
 from jspec.studies.material import SEED, Material, windows
 from jspec.studies.records import Record
@@ -23,8 +26,6 @@ from jspec.studies.shape_recipe import DraftShapeStudy, Pupil
 from jspec.tree import Tree
 from jspec.verify import coupled
 
-# How often rounds are timed for one time that texts are, which take longer.
-OFTEN = 3
 SIZE, LOSS = "parameters", "nats a token"
 KEPT, LATENCY = "guesses kept at depth 1", "milliseconds a guess"
 PER_SECOND, OVER, PER_ROUND = "tokens a second", "over plain", "tokens a round"
@@ -57,17 +58,18 @@ class Gauge:
         self._held_out = pack(told, recipe.teaching.length, lengths=texts.lengths)
 
     def records(self, pupil: Pupil, draft: ModelDraft) -> list[Record]:
-        """All numbers of a draft: first what is foretold, then what is measured."""
+        """All numbers of a draft; what is foretold of a chain comes of rounds along others."""
         found = [
             self._record(pupil, 0.0, SIZE, parameters_of(pupil.config)),
             self._record(pupil, 0.0, LOSS, self._loss(draft)),
         ]
         accepted = {served: self._acceptance(draft, served) for served in self._recipe.served}
         for batch in self._recipe.batches:
-            for served in self._recipe.served:
-                spent = self._costs(draft, batch, served)
-                found += self._foretold(pupil, accepted[served], spent, batch, served)
-            found += self._measured(pupil, draft, batch)
+            watches = {served: self._stopwatch(draft, batch, served) for served in accepted}
+            measured = list(self._measured(pupil, draft, batch, watches))
+            for served, watch in watches.items():
+                found += self._foretold(pupil, accepted[served], watch.costs(), batch, served)
+            found += measured
         return found
 
     def _record(self, pupil: Pupil, served: float, measure: str, value: float) -> Record:
@@ -89,10 +91,10 @@ class Gauge:
         )  # fmt: skip
         return counted(found, f"measured along chain:{depth}")
 
-    def _costs(self, draft: ModelDraft, batch: int, served: float) -> Costs:
-        return costs(
+    def _stopwatch(self, draft: ModelDraft, batch: int, served: float) -> Stopwatch:
+        return Stopwatch(
             draft, self._target, self._work[batch],
-            rule=coupled, temperature=served, repetitions=OFTEN * self._recipe.repetitions,
+            rule=coupled, temperature=served,
             probes=[Tree.chain(depth) for depth in self._recipe.probes],
             tick=lambda said: None,
         )  # fmt: skip
@@ -113,13 +115,15 @@ class Gauge:
             ):
                 yield self._record(pupil, served, at(measure, depth, batch), value)
 
-    def _measured(self, pupil: Pupil, draft: ModelDraft, batch: int) -> Iterator[Record]:
+    def _measured(
+        self, pupil: Pupil, draft: ModelDraft, batch: int, watches: Mapping[float, Stopwatch]
+    ) -> Iterator[Record]:
         work, target = self._work[batch], self._target
         programs = [self._plain[batch]]
         for depth in self._recipe.depths:
             method = method_of(draft, Tree.chain(depth), coupled, str(depth))
             programs.append(Program(method, target.model, target.params, work))
-        for row in self._timed(programs, work):
+        for row in self._timed(programs, Between(watches), work):
             if row.method == PLAIN:
                 yield self._record(
                     pupil, row.temperature, f"plain, batch {batch}", row.tokens_per_second
@@ -133,16 +137,28 @@ class Gauge:
             ):
                 yield self._record(pupil, row.temperature, at(measure, depth, batch), value)
 
-    def _timed(self, programs: list[Program], work: Workload) -> list[Row]:
+    def _timed(self, programs: list[Program], between: "Between", work: Workload) -> list[Row]:
         batches = len(work.batches)
         total = self._recipe.repetitions * len(self._recipe.served) * batches
         with progress("timing", total) as show:
             done = iter(range(total))
             samples = interleave(
-                programs,
+                [*programs, between],
                 batches=batches,
                 temperatures=self._recipe.served,
                 repetitions=self._recipe.repetitions,
                 tick=lambda said: show(next(done), said),
             )
-        return summarise(samples, coupled=())
+        return summarise([one for one in samples if one.method != between.name], coupled=())
+
+
+class Between(NamedTuple):
+    """A `Runner` that times parts of rounds between the texts, by the stopwatch of a temperature:
+    a machine's pace drifts by a tenth in minutes, and both are to be of the same minutes."""
+
+    watches: Mapping[float, Stopwatch]
+    name: str = "between"
+
+    def __call__(self, batch: int, temperature: float) -> Run:
+        self.watches[temperature].time()
+        return Run(0.0, np.zeros((0, 0), np.int32))

@@ -95,7 +95,8 @@ def _lines(
         f"{recipe.repetitions} interleaved repetitions beside plain decoding. A draft is called by "
         "its layers and width, and after an a by the width of its attention where that is another. "
         f"What is foretold comes of rounds along chains of {', '.join(map(str, recipe.probes))}, "
-        f"and of what was kept. {about['device']}, {about['cores']} cores, jax {about['jax']}, "
+        "timed between the texts, and of what was kept. "
+        f"{about['device']}, {about['cores']} cores, jax {about['jax']}, "
         "float32."
     )
     yield "\n## What was found\n"
