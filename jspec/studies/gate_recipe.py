@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jspec.plan.published import SHAPES
 from jspec.plan.topologies import slice_of
+from jspec.ragged import CHUNK
 from jspec.sharding import read_sizes
 from jspec.studies.recipe import Study
 
@@ -70,6 +71,10 @@ class CompileGate(Study):
         super().__post_init__()
         self._check_counts("batch", "prompt", "tokens", "length", "rows")
         self._check_each("cells")
+        if self.prompt % CHUNK:
+            raise ValueError(
+                f"prompt={self.prompt}: prompts are filled up to a multiple of {CHUNK}; give one"
+            )
         for one in self.cells:
             parts = one.split("/")
             if len(parts) != 4 or parts[0] not in SHAPES or slice_of(parts[2]) is None:
