@@ -86,7 +86,7 @@ class DraftShapeStudy(Study):
     prompts: int = 8
     prompt: int = 64
     tokens: int = 96
-    repetitions: int = 4
+    repetitions: int = 3
     probes: tuple[int, ...] = (1, 3, 7)
 
     def __post_init__(self) -> None:
