@@ -22,6 +22,11 @@ class Draws(Enum):
     DRAFTER = "the drafter chose them"
     TARGET = "the rule drew the first level from the target's law, and the others from the draft's"
 
+    @property
+    def given(self) -> int:
+        """How many levels of a tree are no guesses."""
+        return int(self is Draws.TARGET)
+
     def refuse_roots(self) -> None:
         """Raises `ValueError` for a first level of the target's law, which no exact rule takes."""
         if self is Draws.TARGET:
@@ -91,7 +96,7 @@ def shape(candidates: Candidates, tree: Tree | Growth) -> tuple[Array, Array]:
 
 
 def drafted(candidates: Candidates, tree: Tree | Growth) -> Array:
-    """`[B]` how many levels there are guesses of: the depth of the deepest valid node."""
+    """`[B]` how many levels there are candidates of: the depth of the deepest valid node."""
     return jnp.where(candidates.valid, shape(candidates, tree)[0], 0).max(axis=-1)
 
 

@@ -110,6 +110,7 @@ def begin(
         target=target,
         tokens=tokens,
         path_length=tree.path_length,
+        given=drafter.draws.given,
         ranks=tree.width,
         read=drafter.read,
     )
@@ -127,7 +128,7 @@ def begin(
 @functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
     """The same, for plain decoding."""
-    sizes = {"target": target, "tokens": tokens, "path_length": 1, "ranks": 1}
+    sizes = {"target": target, "tokens": tokens, "path_length": 1, "given": 0, "ranks": 1}
     return _commit_prompts(params, prompts, **sizes, read=lambda output: None)[0]
 
 
@@ -185,6 +186,7 @@ def _commit_prompts(
     target: Model,
     tokens: int,
     path_length: int,
+    given: int,
     ranks: int,
     read: Callable[[Output], Array | None],
 ) -> tuple[State, Array | None]:
@@ -219,7 +221,7 @@ def _commit_prompts(
         cache=cache,
         drafter=(),
         rounds=none,
-        kept=jnp.zeros((batch, path_length, ranks), jnp.int32),
+        kept=jnp.zeros((batch, path_length - given, ranks), jnp.int32),
         drafted=none,
         levels=none,
         waited=none,

@@ -8,7 +8,7 @@ from flax import struct
 from jax import Array
 
 from jspec.cache import Block, Cache, commit
-from jspec.candidates import Candidates, Verdict, drafted
+from jspec.candidates import Candidates, Verdict, drafted, shape
 from jspec.draft.protocol import DrafterState
 from jspec.growth import Growth
 from jspec.penalties import History, remember
@@ -58,7 +58,9 @@ class Generation:
       guessed: `[B, T]` bool, whether the drafter had guessed a token.
       reason: `[B]`, `STOPPED` by an end of text (the last valid token) or `EXHAUSTED` its budget.
       rounds: `[B]` forward passes of the target.
-      kept: `[B, A, W]` rounds that kept, at each depth, the child of each rank; the root's first.
+      kept: `[B, A, W]` rounds that kept, at each depth, the child of each rank; the root's first,
+        which counts the rounds that wrote something. Below roots of the target's own the first
+        level is that of the roots, and there is a level less.
       drafted: `[B]` nodes guessed; levels: `[B]` levels of them, all rounds added; waited: `[B]`
         levels that were drafted for other rows after this one had stopped.
     """
@@ -110,11 +112,12 @@ def written(state: State, prompts: Prompts, tokens: int) -> Generation:
 
 def count_guesses(state: State, candidates: Candidates, tree: Tree | Growth) -> State:
     """Adds up what was drafted for the rows that are being written."""
-    running, valid = state.done == 0, candidates.valid
-    depths = drafted(candidates, tree)
-    most = depths if candidates.levels is None else candidates.levels
+    running, given = state.done == 0, tree.path_length - state.kept.shape[1]
+    guesses = candidates.valid & (shape(candidates, tree)[0] > given)
+    depths = jnp.maximum(drafted(candidates, tree) - given, 0)
+    most = depths if candidates.levels is None else jnp.maximum(candidates.levels - given, 0)
     return state.replace(
-        drafted=state.drafted + jnp.where(running, valid[:, 1:].sum(axis=-1), 0),
+        drafted=state.drafted + jnp.where(running, guesses.sum(axis=-1), 0),
         levels=state.levels + jnp.where(running, depths, 0),
         waited=state.waited + jnp.where(running, most - depths, 0),
     )
@@ -151,13 +154,16 @@ def emit(
         done=jnp.where(running, done, state.done),
         cache=commit(state.cache, block, verdict.path, count),
         rounds=state.rounds + running,
-        kept=state.kept + _by_rank(candidates, verdict.path, order < count[:, None], state.kept),
+        kept=state.kept + _by_rank(candidates, verdict.path, count, state.kept),
     )
     return state, count
 
 
-def _by_rank(candidates: Candidates, path: Array, kept: Array, like: Array) -> Array:
-    """`[B, A, W]` 1 for each of the `kept` `[B, A]` nodes of a path, by its rank."""
+def _by_rank(candidates: Candidates, path: Array, count: Array, like: Array) -> Array:
+    """`[B, A, W]` 1 for each of the first `count` `[B]` nodes of a path, by its rank; where `like`
+    is shorter than the path, from as much further down."""
+    path = path[:, path.shape[1] - like.shape[1] :]
+    kept = jnp.arange(path.shape[1])[None] < count[:, None]
     parent = jnp.take_along_axis(candidates.parent, path, axis=1)
     before = jnp.arange(candidates.parent.shape[1])[None, None] < path[..., None]
     rank = ((candidates.parent[:, None] == parent[..., None]) & before).sum(axis=-1)

@@ -7,7 +7,7 @@ import numpy as np
 from jspec.state import Generation
 
 DEFINITION = (
-    "accepted_by_depth[d - 1] is the share of all rounds that kept a guess at depth d; "
+    "accepted_by_depth[d - 1] is the share of the rounds that wrote which kept a guess at depth d; "
     "acceptance_rate is guesses kept over tree depth, the most that a round can keep; "
     "acceptance_rate_drafted is guesses kept over the levels that were drafted"
 )
@@ -20,7 +20,7 @@ def acceptance(generation: Generation) -> dict[str, Any]:
     rounds = int(np.asarray(generation.rounds).sum())
     tokens = int(np.asarray(generation.length).sum())
     depth = len(kept) - 1
-    by_depth = [float(kept[d] / rounds) if rounds else 0.0 for d in range(1, depth + 1)]
+    by_depth = [float(kept[d] / kept[0]) if kept[0] else 0.0 for d in range(1, depth + 1)]
     levels, waited = (int(np.asarray(x).sum()) for x in (generation.levels, generation.waited))
     together = depth and len(generation.length) > 1
     return {
@@ -30,7 +30,7 @@ def acceptance(generation: Generation) -> dict[str, Any]:
         "guessed_tokens_per_round": sum(by_depth),
         "accepted_by_depth": by_depth,
         "acceptance_rate": sum(by_depth) / depth if depth else None,
-        "levels_per_round": levels / rounds if rounds and depth else None,
+        "levels_per_round": float(levels / kept[0]) if kept[0] and depth else None,
         "acceptance_rate_drafted": int(kept[1:].sum()) / levels if levels else None,
         **({"waited_per_round": waited / rounds if rounds else 0.0} if together else {}),
         "acceptance_definition": DEFINITION,

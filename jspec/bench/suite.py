@@ -159,7 +159,7 @@ class Program:
             np.asarray(generation.tokens),
             rounds,
             kept=int(kept[:, 1:].sum()),
-            most=rounds * (kept.shape[1] - 1),
+            most=int(kept[:, 0].sum()) * (kept.shape[1] - 1),
             levels=int(generation.levels.sum()),
             waited=int(generation.waited.sum()),
         )

@@ -21,6 +21,7 @@ from jspec.candidates import Candidates, Dice, Draws, Rule
 from jspec.draft.early import EarlyDrafter
 from jspec.draft.protocol import DrafterState, Text
 from jspec.draft.small_model import SmallModelDrafter
+from jspec.draft.stopping.running import Running
 from jspec.growth import Growth
 from jspec.models.protocol import Model, Output, Params, one_token
 from jspec.sampling import Sampling, warp
@@ -84,8 +85,8 @@ class TargetStartedDrafter:
     """Guesses below roots of the target's law, as `drafter` does below the last token.
 
     The first round of a text writes nothing: it asks the target for the law after the prompt. Of
-    what a round writes the root is no guess, and the others are; `Generation` counts them rightly
-    and takes the last of them for the one that is none.
+    what a round writes the root is no guess, and the others are, which `Generation` counts; in
+    `guessed` it is the last of them that is marked as none.
     """
 
     drafter: SmallModelDrafter | EarlyDrafter
@@ -98,6 +99,11 @@ class TargetStartedDrafter:
             raise ValueError(
                 f"drafter={type(draft).__name__}: only a small model guesses below roots of the "
                 "target's law, so give SmallModelDrafter"
+            )
+        if isinstance(getattr(self.drafter, "stop", None), Running):
+            raise ValueError(
+                "stop=running takes every level that was drafted for a guess, and here the first "
+                "is the target's own: use confidence, entropy or a network"
             )
         warnings.warn(LOSS, LossyWarning, stacklevel=3)
 
@@ -142,10 +148,13 @@ class TargetStartedDrafter:
         candidates, drafter = self.drafter.propose(
             params.draft, state.drafter, text, dice, sampling, rule=started
         )
-        root = jnp.arange(self.tree.size)[None] == 0
-        valid = candidates.valid & (root | (state.rounds > 0)[:, None])
+        root, asked = jnp.arange(self.tree.size)[None] == 0, state.rounds > 0
+        valid = candidates.valid & (root | asked[:, None])
         state = state.replace(drafter=drafter, valid=valid, logits=candidates.logits)
-        return candidates.replace(valid=valid), state
+        levels = candidates.levels
+        if levels is not None:
+            levels = jnp.where(jnp.any(asked & text.running), levels, 0)
+        return candidates.replace(valid=valid, levels=levels), state
 
     def commit(
         self, state: StartedState, path: Array, count: Array, output: Output
