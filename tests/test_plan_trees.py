@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jspec import Tree
-from jspec.plan.trees import best_trees, fastest_tree, tokens_per_round
+from jspec.plan.costs import Costs
+from jspec.plan.trees import best_combs, best_trees, fastest_tree, tokens_per_round
 
 DEPTH, WIDTH, NODES = 3, 3, 7
 
@@ -58,6 +59,39 @@ def test_the_fastest_tree_is_the_fastest_there_is():
         np.testing.assert_allclose(rate, fastest, rtol=1e-12)
 
 
+def test_the_fastest_tree_is_no_slower_than_any_comb_where_rows_cost_too():
+    """As where the draft takes twice as long for two rows as for one."""
+    costs = Costs(((2, 3.0),), ((1, 0.4), (2, 0.8)), 1.0, "told")
+    combs = [
+        Tree.comb(widths)
+        for depth in range(1, DEPTH + 1)
+        for widths in itertools.product(range(1, WIDTH + 1), repeat=depth)
+        if 1 + sum(widths) <= NODES
+    ]
+    won = 0
+    for acceptance in [*laws(8), np.array([[0.5, 0.3], [0.5, 0.2]])]:
+        fitting = [t for t in combs if t.depth <= len(acceptance) and t.width <= len(acceptance.T)]
+        most = max(tokens_per_round(t, acceptance) / costs.round(t) for t in fitting)
+        _, rate = fastest_tree(acceptance, costs.round, nodes=NODES)
+        assert rate >= most * (1 - 1e-12)
+        alone = (t for d in range(len(acceptance)) for t in best_trees(acceptance[: d + 1], NODES))
+        won += most > max(tokens_per_round(t, acceptance) / costs.round(t) for t in alone)
+    # It says something only where a comb beats the best trees of all sizes.
+    assert won
+
+
+def test_the_best_comb_of_every_size_is_the_best_there_is():
+    for acceptance in laws(8):
+        best = {tree.size: tree for tree in best_combs(acceptance, NODES)}
+        assert set(best) == set(range(2, NODES + 1))
+        for widths in itertools.product(range(WIDTH + 1), repeat=DEPTH):
+            levels = [width for width in widths if width]
+            if levels and 1 + sum(levels) <= NODES:
+                comb = Tree.comb(levels)
+                kept = tokens_per_round(best[comb.size], acceptance)
+                assert kept >= tokens_per_round(comb, acceptance) - 1e-12
+
+
 def test_tokens_a_round_are_what_rounds_emit():
     """By drawing which child of every node would be kept, and walking down."""
     rng, draws = np.random.default_rng(1), 40_000
@@ -96,3 +130,9 @@ def test_a_tree_beyond_what_is_known_is_refused():
         tokens_per_round(Tree.chain(2), np.array([[0.5]]))
     with pytest.raises(ValueError, match="nodes=1: a tree has its root"):
         list(best_trees(np.array([[0.5]]), 1))
+
+
+@pytest.mark.parametrize("cost", [0.0, -1.0, np.nan, np.inf])
+def test_what_is_no_cost_is_refused(cost):
+    with pytest.raises(ValueError, match=r"^cost=.* of a tree of 2 nodes: a round takes some time"):
+        fastest_tree(np.array([[0.5]]), lambda tree: cost, nodes=3)

@@ -58,16 +58,39 @@ def best_trees(acceptance: np.ndarray, nodes: int) -> Iterator[Tree]:
             yield Tree.from_paths(_paths(shares, size))
 
 
+def best_combs(acceptance: np.ndarray, nodes: int) -> Iterator[Tree]:
+    """Of every size up to `nodes`, the root included, the comb that keeps the most, no deeper than
+    `acceptance` is: a draft runs one row a level of it, so that it costs what a chain does."""
+    check_acceptance(acceptance)
+    reached = np.cumprod([1.0, *acceptance[:-1, 0]])
+    left, shares = np.full(nodes, -np.inf), []
+    left[0] = 0.0
+    for level in range(len(acceptance))[::-1]:
+        own = np.full(nodes, -np.inf)
+        worths = reached[level] * acceptance[level].cumsum()[:nodes]
+        own[: len(worths)] = worths
+        left, share = _shared(own, left)
+        shares.insert(0, share)
+    for size in range(2, nodes + 1):
+        if np.isfinite(left[size - 1]):
+            yield Tree.comb(tuple(_widths(shares, size - 1)))
+
+
 def fastest_tree(
     acceptance: np.ndarray, cost: Callable[[Tree], float], *, nodes: int
 ) -> tuple[Tree, float]:
-    """Of the best trees of every size and depth the one that emits the most tokens for its `cost`,
-    which is of a round in any unit of time; and how many it emits in one."""
+    """Of the best trees and the best combs of every size and depth the one that emits the most
+    tokens for its `cost`, which is of a round in any unit of time; and how many it emits in one.
+
+    There is no faster tree where cost hangs on size and depth alone, and no faster comb where it
+    hangs on how many rows the draft runs a level too. Raises `ValueError` for a cost that is none.
+    """
     found: dict[Tree, float] = {}
     for depth in range(1, len(acceptance) + 1):
-        for tree in best_trees(acceptance[:depth], nodes):
-            if tree not in found:
-                found[tree] = tokens_per_round(tree, acceptance) / cost(tree)
+        for find in (best_trees, best_combs):
+            for tree in find(acceptance[:depth], nodes):
+                if tree not in found:
+                    found[tree] = tokens_per_round(tree, acceptance) / _checked(cost(tree), tree)
     fastest = max(found, key=found.__getitem__)
     return fastest, found[fastest]
 
@@ -88,6 +111,15 @@ def check_acceptance(acceptance: np.ndarray) -> None:
             f"acceptance[{total.argmax()}] sums to {total.max():g}: one child of a node is kept at "
             "most, so give no more than 1"
         )
+
+
+def _checked(cost: float, tree: Tree) -> float:
+    if not 0 < cost < np.inf:
+        raise ValueError(
+            f"cost={cost} of a tree of {tree.size} nodes: a round takes some time, so give a "
+            "number above 0"
+        )
+    return cost
 
 
 def _shared(own: np.ndarray, left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +144,12 @@ def _paths(shares: list[np.ndarray], size: int) -> list[tuple[int, ...]]:
         paths += [(rank, *path) for path in _paths(shares[1:], share)]
         left, rank = left - share, rank + 1
     return paths
+
+
+def _widths(shares: list[np.ndarray], left: int) -> Iterator[int]:
+    """How many nodes each level of the comb has that `left` nodes make."""
+    for share in shares:
+        if not left:
+            return
+        yield share[left]
+        left -= share[left]
