@@ -113,6 +113,8 @@ def speculative_draws(
       kind: makes the drafter of a tree.
     """
     drafter = kind(tree)
+    # What shows what the drafter reads, or the one that stops early.
+    shown = getattr(getattr(drafter, "drafter", drafter), "target", enumerable)
 
     def piece(keys: Array) -> Generation:
         return decode(
@@ -121,7 +123,7 @@ def speculative_draws(
             prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
             keys,
             sampling(ROWS, stops=NO_STOPS, **how),
-            target=getattr(drafter, "target", enumerable),  # which shows what it reads
+            target=shown,
             drafter=drafter,
             rule=rule,
             tokens=3,

@@ -150,6 +150,8 @@ def grow_until(
     any row goes on.
     """
     guesses, levels, ran = root_of(text), [], []
+    # Dice by which a guess is then refused must not sway whether there is a guess.
+    shared = dice if hasattr(rule, "score") else None
     going, worth = text.running, jnp.ones(text.length.shape)
     for new, level in inner_levels(tree):
 
@@ -159,7 +161,7 @@ def grow_until(
             drawn, carry = draw_level(
                 new, level, guesses, carry, text, dice, sampling, tree=tree, rule=rule, run=run
             )
-            seen = Seen(rule, dice, sampling, level.depth, *drawn[:3])
+            seen = Seen(rule, shared, sampling, level.depth, *drawn[:3])
             return drawn, stop.judge(weights, memory, worth, seen), carry
 
         def nothing(carry: Carry, draw=draw) -> tuple[Drawn, Array, Carry]:

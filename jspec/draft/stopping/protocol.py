@@ -15,12 +15,14 @@ class Seen(NamedTuple):
     """A level of T nodes whose children were drawn, and the round that it belongs to.
 
     Attributes:
+      dice: those of the round where draft and target share them, which is where the rule has a
+        score; None under rejection.
       hidden: `[B, T, D]` and logits: `[B, T, V]`, the draft's, warped.
       children: `[B, T, W]` the tokens that were drawn.
     """
 
     rule: Rule
-    dice: Dice
+    dice: Dice | None
     sampling: Sampling
     depth: int
     hidden: Array
@@ -45,6 +47,8 @@ class Stop(Protocol):
 
     def judge(self, params: Params, memory: Memory, worth: Array, seen: Seen) -> Array:
         """What drafting on below the children of a level is worth to each row, `[B]` in [0, 1].
+
+        It may hang on all that is seen, and so on what was drawn, which is kept whatever is found.
 
         Args:
           worth: `[B]` what it gave one level above; 1 at the root.
