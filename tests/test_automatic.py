@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jspec import Tree, verify
+from jspec.bench import settings
 from jspec.cli import trees
 from jspec.cli.main import main
 from jspec.cli.pair import find_draft, read_target
@@ -104,6 +105,26 @@ def test_a_rule_that_takes_no_static_tree_says_so(small_zoo, capsys):
     words = ["generate", "--prompt", "x", "--tree", "auto", "--rule", "by_confidence"]
     assert main(words) == 2
     assert "give grow:4x4x12" in capsys.readouterr().err
+
+
+def test_who_stops_early_has_a_chain_to_stop_along(small_zoo, told, capsys):
+    text = generate(capsys, "--stop", "confidence:0.1")
+    assert text["options"]["tree"] == settings.DEEP and not told
+
+
+@pytest.mark.parametrize(("lead", "taken"), [(1.02, Tree.chain(2)), (1.04, FOUND), (0.9, None)])
+def test_a_tree_is_taken_where_it_leads_by_more_than_chance(lead, taken, small_zoo, monkeypatch):
+    """So that what is taken is no slower than a chain that was timed beside it."""
+    target = read_target("zoo:target", "float32")
+    draft = find_draft("zoo:wide", target, "float32")
+    monkeypatch.setattr(automatic, "acceptance", lambda *_, **how: np.array([[0.5, 0.2]] * 2))
+    monkeypatch.setattr(automatic, "fastest_tree", lambda *_, **how: (FOUND, 1.0))
+    speeds = {Tree.chain(1): 1.3, Tree.chain(2): 1.5, FOUND: 1.5 * lead}
+    monkeypatch.setattr(automatic, "_timed", lambda trees, *_, **how: {t: speeds[t] for t in trees})
+    how = {"rule": verify.coupled, "temperature": 1.0, "tick": str, "spent": COSTS}
+    found = choose(draft, target, None, **how)
+    assert found.tree == (taken or Tree.chain(2)) and found.chain == Tree.chain(2)
+    assert speeds[found.tree] >= max(speeds.values()) / 1.03
 
 
 @pytest.mark.slow

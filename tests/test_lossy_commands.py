@@ -32,6 +32,7 @@ def test_text_is_written_and_a_line_says_of_what_kind(capsys):
         (("--lookup",), "rule='lossy' takes roots of the target's law"),
         (("--draft", "zoo:fspad"), "rule='lossy' has small models guess"),
         (("--tree", "comb:2x2"), "tree of 5 nodes: rule='lossy' follows roots"),
+        (("--tree", "auto"), "tree='auto' is sought among trees of exact rules"),
         (("--tree", "grow:2x2x4"), "tree of 4 nodes: rule='lossy' follows roots"),
     ],
 )

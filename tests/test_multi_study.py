@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,7 @@ from jspec.cli.main import main
 from jspec.shapes import read_tree, write_tree
 from jspec.studies import multi_candidate as study_of_candidates
 from jspec.studies.multi_candidate import HEADLINE, headline
-from jspec.studies.multi_findings import deciders, drifts, headlines
+from jspec.studies.multi_findings import deciders, drifts, headlines, own_best
 from jspec.studies.multi_gauge import CHANCE, DRIFT, EQUAL, NATS, OVER, VARIATION
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.multi_report import answers
@@ -19,8 +20,8 @@ RECIPE = MultiCandidateStudy(served=(0.0, 1.0))
 FASTEST = "[[0, 0], [1]]"
 TINY = (
     "served=0 1", "baseline=2x1", "depths=1 2", "widths=1 2", "fork=2", "trees=2x1",
-    "static=2x2", "deep=chain:2", "deciders=confidence", "thresholds=0.5", "prompts=1", "prompt=8",
-    "tokens=8", "repetitions=1", "draws=200",
+    "static=2x2", "equal=chain:2", "deep=chain:2", "wide=2x1", "deciders=confidence",
+    "thresholds=0.5", "prompts=1", "prompt=8", "tokens=8", "repetitions=1", "draws=200",
 )  # fmt: skip
 
 
@@ -47,8 +48,10 @@ def told(speed) -> Records:
 
 def speed(way: Way, served: float) -> float:
     """Block's chain of 3 is the fastest chain, confidence at 0.5 the best decider."""
+    if way.rule == "lossy":
+        return 0.7
     if way.stop:
-        best = way.stop == "confidence:0.5"
+        best = way == Way("coupled", RECIPE.deep, "confidence:0.5", way.sliced)
         return (1.6 if best else 1.2) * (1.0 if way.sliced else 0.9) - served / 10
     if way.tree == FASTEST:
         return 1.5
@@ -59,12 +62,15 @@ def speed(way: Way, served: float) -> float:
 
 
 def test_the_headline_is_the_fastest_and_its_parts_are_ratios_of_what_was_timed():
-    for one in headlines(RECIPE, told(speed)):
+    records = told(speed)
+    for one in headlines(RECIPE, records):
         assert one.chain == Way("block", "chain:3")
         early = Way("coupled", RECIPE.deep, "confidence:0.5")
         assert one.best == (early if one.served == 0 else Way("coupled", FASTEST))
         assert one.over_baseline.times == pytest.approx(speed(one.best, one.served) / 0.8)
         assert one.over_chain.times == pytest.approx(speed(one.best, one.served) / 1.4)
+        assert one.early.one == early
+        assert one.early.times == pytest.approx(speed(early, one.served) / 1.4)
         coupling, shape, depth, stopping, slicing = one.parts
         assert coupling.times == pytest.approx(1.0 / 0.8)
         assert shape.times == pytest.approx(1.5)
@@ -85,11 +91,40 @@ def test_a_chain_that_is_faster_than_what_is_new_shows():
         assert one.over_chain.times < 1
 
 
-def test_each_decider_stands_at_its_best_threshold():
-    ranked = deciders(RECIPE, told(speed), 0.0)
+def test_each_decider_stands_at_its_best_threshold_wherever_it_decides():
+    found = deciders(RECIPE, told(speed), 0.0)
+    assert {(whole.rule, whole.tree) for whole in found} == {
+        (rule, RECIPE.deep) for rule in ("coupled", "token_level", "block")
+    } | {(rule, RECIPE.wide) for rule in ("coupled", "traversal")}
+    ranked = found[Way("coupled", RECIPE.deep)]
     assert [one.what for one in ranked][0] == "confidence"
     assert ranked[0].one.stop == "confidence:0.5" and len(ranked) == len(RECIPE.deciders)
     assert ranked[0].times == pytest.approx(1.6 / speed(Way("coupled", RECIPE.deep), 0.0))
+    # Who reads shared dice decides nothing under rejection.
+    for whole, here in found.items():
+        assert (whole.rule == "coupled") == any(one.what == "margin" for one in here)
+
+
+def test_every_kind_stands_at_its_own_best():
+    ranked = own_best(RECIPE, told(speed), 0.0)
+    kinds = {way.kind: way for way, _ in ranked}
+    assert set(kinds) == {way.kind for ways in RECIPE.groups().values() for way in ways}
+    assert kinds["block, chain"] == Way("block", "chain:3")
+    assert kinds["coupled, tree"] == Way("coupled", FASTEST)
+    speeds = [value for _, value in ranked]
+    assert ranked[0][0] == Way("coupled", RECIPE.deep, "confidence:0.5")
+    assert speeds == sorted(speeds, reverse=True)
+
+
+def test_trees_of_equal_nodes_are_of_equal_nodes():
+    sizes = {read_tree(tree, 512).size for tree in RECIPE.equal}
+    assert len(sizes) == 1 and len(RECIPE.equal) > 2
+
+
+def test_who_reads_shared_dice_alone_leaves_the_rejection_rules_to_themselves():
+    """And not the whole study to a refusal."""
+    ways = [way for one in replace(RECIPE, deciders=("margin",)).groups().values() for way in one]
+    assert {way.rule for way in ways if way.stop} == {"coupled"}
 
 
 def test_drift_is_told_of_each_way():
@@ -111,7 +146,7 @@ def test_drift_is_told_of_each_way():
     assert one.nats == dict.fromkeys(RECIPE.served, (-1.5, -1.0))
     said = list(answers(RECIPE, records, headlines(RECIPE, records), [one]))
     assert any("0.300, where an exact rule shows 0.010; 25% of greedy" in line for line in said)
-    assert sum(line.startswith("T=") for line in said) == 3 * len(RECIPE.served)
+    assert sum(line.startswith("T=") for line in said) == 8 * len(RECIPE.served)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ CHAIN = "chain:3"
 TREE = "comb:2x1"
 # Of `jspec generate` and `jspec verify`: the fastest, found by measuring.
 USUAL_TREE = "auto"
+# Of a draft that stops early.
+DEEP = "chain:8"
 LOOKUP = "chain:7"
 FORK = "fork:2x4"
 # The demo's alone.

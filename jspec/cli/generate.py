@@ -227,8 +227,10 @@ class Generate(Verb):
         if self.lookup:
             tree = read_tree(settings.LOOKUP if self.tree is None else self.tree, context)
             return target.model, LookupDrafter(tree), ()
-        # Processes that measured each for itself could end with different trees.
-        usual = settings.CHAIN if self.distributed else usual_tree(self.rule)
+        usual = usual_tree(self.rule, self.stop)
+        if usual == AUTO and self.distributed:
+            # Processes that measured each for itself could end with different trees.
+            usual = settings.CHAIN
         named = usual if self.tree is None else self.tree
         if named != AUTO:
             read_tree(named, context)  # what is misnamed is told before a draft is loaded

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import held_out_work
+from jspec.cli.pair import LOSSY
 from jspec.cli.placement import placed
 from jspec.cli.screen import console, steps
 
@@ -32,8 +33,8 @@ def find_tree(
     dtype: str,
     mesh: "Mesh | None" = None,
 ) -> "Tree | Growth":
-    """The tree that `text` describes; `auto` is the fastest for the pair, which is found once on
-    each machine, by measuring, and kept.
+    """The tree that `text` describes; `auto` is the fastest for the pair and one text at a time,
+    which is found once on each machine, by measuring, and kept.
 
     Args:
       mesh: where the two lie.
@@ -41,6 +42,11 @@ def find_tree(
     from jspec.shapes import read_tree, write_tree
 
     if text == AUTO:
+        if rule.__name__.endswith(LOSSY):
+            raise ValueError(
+                "tree='auto' is sought among trees of exact rules, and rule='lossy' is none: give "
+                "fork:2x4, say"
+            )
         found = _fastest(target, draft, rule, round(temperature / GRID) * GRID, dtype, mesh)
         console().print(f"tree=auto: {write_tree(found)}", soft_wrap=True)
         return found

@@ -113,7 +113,7 @@ class Verify(Verb):
             tree = self.tree or settings.LOOKUP
             method = lookup(f"look-up {tree}", tree, context, rule)
         else:
-            named = self.tree or usual_tree(self.rule)
+            named = self.tree or usual_tree(self.rule, self.stop)
             draft = under(self.rule, draft, target)
             if self.stop is not None:
                 read_stop(self.stop, draft)[0].admit(rule)  # before a tree is sought

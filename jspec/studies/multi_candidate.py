@@ -17,17 +17,18 @@ from jspec.studies.records import Record, Records, kept_in
 from jspec.verify import coupled
 
 HEADLINE, FASTEST = "headline", "fastest tree"
+STOPPING = Way("coupled", "", "any").kind
 
 
 def multi_candidate(
     recipe: MultiCandidateStudy, pair: Pair, *, mesh: Mesh | None = None, note: Note
 ) -> Records:
-    """Times every way beside plain decoding, group by group, then the best of each kind together,
+    """Times every way beside plain decoding, group by group, then the best of every kind together,
     and measures how far each drifts.
 
     What is done is kept below `output/name`, and not done again.
     """
-    for way in (way for ways in recipe.groups().values() for way in ways):
+    for way in (recipe.mcsd, *(way for ways in recipe.groups().values() for way in ways)):
         made = method(recipe, pair, way)
         admit(made.rule, made.drafter)
         read_tree(way.tree, FEW.context)
@@ -57,22 +58,20 @@ def multi_candidate(
 def headline(
     recipe: MultiCandidateStudy, records: Records, trees: Mapping[float, str]
 ) -> list[Way]:
-    """What is held against the baseline: it and its tree under the coupled rule, at each
-    temperature the best chains, the fastest tree, and the best decider with slices and without."""
-    groups = recipe.groups()
-    ways = [recipe.mcsd, Way("coupled", recipe.baseline)]
+    """What is timed side by side: the baseline and its tree under the coupled rule, and at each
+    temperature the best way of every kind, the fastest tree, and the best coupled way to stop early
+    with slices and without."""
+    ways = [recipe.mcsd, Way("coupled", recipe.baseline), Way("coupled", recipe.deep)]
     for served in recipe.served:
-
-        def over(way: Way, group: str, served: float = served) -> float:
-            return records.mean(way.name, group, served, OVER).value
-
-        for rule in ("coupled", "token_level", "block"):
-            chains = [way for way in groups["chains"] if way.rule == rule]
-            ways.append(max(chains, key=lambda way: over(way, "chains")))
-        ways.append(Way("coupled", trees[served]))
-        early = [way for way in groups["deciders"] if way.stop and way.rule == "coupled"]
-        best = max(early, key=lambda way: over(way, "deciders"))
-        ways += [best, best._replace(sliced=False), Way("coupled", recipe.deep)]
+        best: dict[str, tuple[float, Way]] = {}
+        for group, tried in recipe.groups().items():
+            for way in tried:
+                speed = records.mean(way.name, group, served, OVER).value
+                best[way.kind] = max(best.get(way.kind, (0.0, way)), (speed, way))
+        ways += [way for _, way in best.values()]
+        ways += [Way("coupled", trees[served])]
+        _, early = best[STOPPING]
+        ways += [early._replace(sliced=False), early._replace(stop="")]
     return list(dict.fromkeys(ways))
 
 
@@ -91,8 +90,3 @@ def _fastest(recipe: MultiCandidateStudy, pair: Pair, note: Note) -> list[Record
         found.append(Record(**told, value=choice.timed[choice.tree]))
         drop_programs()
     return found
-
-
-def is_chain(way: Way) -> bool:
-    """Whether it is plain chain speculation."""
-    return way.tree.startswith("chain:") and not way.stop

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jspec.studies.multi_candidate import FASTEST, HEADLINE, headline, is_chain
+from jspec.studies.multi_candidate import FASTEST, HEADLINE, STOPPING, headline
 from jspec.studies.multi_gauge import CHANCE, DRIFT, EQUAL, NATS, OVER, VARIATION
-from jspec.studies.multi_recipe import MultiCandidateStudy, Way
+from jspec.studies.multi_recipe import DECIDING, MultiCandidateStudy, Way
 from jspec.studies.records import Records
 
 # What the paper says that it gains at most (abstract, versions 2 and 3).
@@ -24,19 +24,21 @@ class Factor(NamedTuple):
 
 @dataclass(frozen=True)
 class Headline:
-    """At a temperature the fastest exact way with many candidates or decisions, what it gains over
-    the baseline and over the best plain chain, and what each part of it brings."""
+    """At a temperature the faster of the fastest tree and of the best way to stop early, which is
+    `best`; what it gains over the baseline and over the best plain chain, what the `early` one
+    gains over that chain, and what each part of it brings."""
 
     served: float
     best: Way
     chain: Way
     over_baseline: Factor
     over_chain: Factor
+    early: Factor
     parts: tuple[Factor, ...]
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        factors = (self.over_baseline, self.over_chain, *self.parts)
+        factors = (self.over_baseline, self.over_chain, self.early, *self.parts)
         return {
             "served": self.served,
             "best": self.best.name,
@@ -73,12 +75,12 @@ def _headline(
     def factor(what: str, one: Way, other: Way) -> Factor:
         return Factor(what, one, other, over(one) / over(other))
 
-    chains = [way for way in ways if is_chain(way)]
+    chains = [way for way in ways if way.is_chain]
     chain = max(chains, key=over)
     tree = Way("coupled", fastest)
-    early = max((way for way in ways if way.stop and way.sliced), key=over)
+    early = max((way for way in ways if way.kind == STOPPING and way.sliced), key=over)
     best = max((tree, early), key=over)
-    coupled, deep = Way("coupled", recipe.baseline), Way("coupled", recipe.deep)
+    coupled, whole = Way("coupled", recipe.baseline), early._replace(stop="")
     unsliced = early._replace(sliced=False)
     return Headline(
         served,
@@ -86,32 +88,49 @@ def _headline(
         chain,
         factor("the exact improved method over the baseline", best, recipe.mcsd),
         factor("and over the best plain chain", best, chain),
+        factor("the best way to stop early over the best plain chain", early, chain),
         (
             factor("coupling, on the baseline's tree", coupled, recipe.mcsd),
             factor("the tree's shape", tree, coupled),
-            factor("depth in the place of width", deep, coupled),
-            factor("stopping early, on the deep tree", unsliced, deep),
+            factor("that tree in the place of the baseline's", whole, coupled),
+            factor("stopping early, on its own tree", unsliced, whole),
             factor("slicing what was drafted", early, unsliced),
         ),
     )
 
 
-def deciders(recipe: MultiCandidateStudy, records: Records, served: float) -> list[Factor]:
-    """What each decider brings on the deep tree, at its best threshold, the best first."""
-    deep = Way("coupled", recipe.deep)
-    ways = [way for way in recipe.groups()["deciders"] if way.stop and way.rule == "coupled"]
-    found: dict[str, Factor] = {}
-    for way in ways:
-        times = _ratio(records, "deciders", served, way, deep)
-        name = way.stop.split(":")[0]
-        if name not in found or times > found[name].times:
-            found[name] = Factor(name, way, deep, times)
-    return sorted(found.values(), key=lambda one: -one.times)
+def deciders(
+    recipe: MultiCandidateStudy, records: Records, served: float
+) -> dict[Way, list[Factor]]:
+    """By rule and tree that are drafted to their end, what each decider brings there at its best
+    threshold, the best first."""
+    found: dict[Way, dict[str, Factor]] = {}
+    for group in DECIDING:
+        for way in recipe.groups()[group]:
+            if way.stop:
+                whole, name = way._replace(stop=""), way.stop.rpartition(":")[0] or way.stop
+                ours, theirs = (
+                    records.mean(one.name, group, served, OVER).value for one in (way, whole)
+                )
+                one = Factor(name, way, whole, ours / theirs)
+                here = found.setdefault(whole, {})
+                here[name] = max(here.get(name, one), one, key=lambda factor: factor.times)
+    return {
+        whole: sorted(here.values(), key=lambda one: -one.times) for whole, here in found.items()
+    }
 
 
-def _ratio(records: Records, group: str, served: float, one: Way, other: Way) -> float:
-    ours, theirs = (records.mean(way.name, group, served, OVER).value for way in (one, other))
-    return ours / theirs
+def own_best(
+    recipe: MultiCandidateStudy, records: Records, served: float
+) -> list[tuple[Way, float]]:
+    """Of every kind of ways that were timed side by side the fastest, over plain decoding, the
+    fastest kind first."""
+    found: dict[str, tuple[float, Way]] = {}
+    for way in headline(recipe, records, fastest_trees(records)):
+        if way.sliced:
+            speed = records.mean(way.name, HEADLINE, served, OVER).value
+            found[way.kind] = max(found.get(way.kind, (0.0, way)), (speed, way))
+    return [(way, speed) for speed, way in sorted(found.values(), reverse=True)]
 
 
 class Drift(NamedTuple):

@@ -24,6 +24,7 @@ from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.records import Record
 
 PER_SECOND, OVER, PER_ROUND = "tokens a second", "over plain", "tokens a round"
+SPREAD = "half the range, tokens a second"
 FIXED, DRAFTED = "depth rate, of the tree's depth", "depth rate, of the depth drafted"
 EQUAL, SHARED, NATS = "texts equal", "tokens before a difference", "nats a token"
 VARIATION, CHANCE = "total variation of three tokens", "the same of an exact rule"
@@ -71,6 +72,7 @@ def timed(recipe: MultiCandidateStudy, pair: Pair, group: str, ways: list[Way]) 
 def _records(row: Row, group: str, method: Method) -> list[Record]:
     measures = {
         PER_SECOND: row.tokens_per_second,
+        SPREAD: (row.fastest - row.slowest) / 2,
         OVER: row.speedup,
         PER_ROUND: row.tokens_per_round,
     }
@@ -107,9 +109,8 @@ def rule_of(name: str) -> Rule:
 def drift(recipe: MultiCandidateStudy, pair: Pair) -> list[Record]:
     """How far what is written drifts from the target: of the published method by its width, and of
     exact ones beside it."""
-    published = recipe.groups()["published"]
-    early = Way("coupled", recipe.deep, recipe.stops()[0])
-    ways = [recipe.mcsd, Way("coupled", recipe.baseline), early, *published]
+    early = Way("coupled", recipe.deep, recipe.stops("coupled", recipe.thresholds)[0])
+    ways = [recipe.mcsd, Way("coupled", recipe.baseline), early, *recipe.published()]
     found = []
     with progress("drift", len(ways)) as show:
         plain = Program(Method(PLAIN), pair.target.model, pair.target.params, pair.work)

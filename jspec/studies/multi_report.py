@@ -15,14 +15,15 @@ from jspec.studies.multi_findings import (
     deciders,
     drifts,
     headlines,
+    own_best,
 )
-from jspec.studies.multi_gauge import DRAFTED, FIXED, NODES, OVER, PER_ROUND, PER_SECOND
+from jspec.studies.multi_gauge import DRAFTED, FIXED, NODES, OVER, PER_ROUND, PER_SECOND, SPREAD
 from jspec.studies.multi_recipe import MultiCandidateStudy
 from jspec.studies.records import Records
 from jspec.studies.writing import publish, table
 
-COLUMNS = PER_SECOND, OVER, PER_ROUND, FIXED, DRAFTED, NODES
-DIGITS = {PER_SECOND: 0, NODES: 0}
+COLUMNS = PER_SECOND, SPREAD, OVER, PER_ROUND, FIXED, DRAFTED, NODES
+DIGITS = {PER_SECOND: 0, SPREAD: 0, NODES: 0}
 
 
 def write(recipe: MultiCandidateStudy, records: Records) -> list[str]:
@@ -47,19 +48,26 @@ def answers(
 ) -> Iterator[str]:
     """The questions, each answered in a line by the numbers."""
     for one in found:
+        plain = ", itself a plain chain" if one.best.is_chain else ""
         yield (
-            f"T={one.served:g}: {one.best.name} writes {_gain(one.over_baseline)} tokens a second "
-            f"than {recipe.mcsd.name} (the paper says at most {PUBLISHED_GAIN:.1%}, with a method "
-            f"that changes the text), and {one.over_chain.times:.2f} times the best plain chain's, "
-            f"{one.chain.name}."
+            f"T={one.served:g}: {one.best.name}{plain} writes {_gain(one.over_baseline)} tokens a "
+            f"second than {recipe.mcsd.name}, each held against plain decoding in its own turns "
+            f"(the paper: at most {PUBLISHED_GAIN:.1%}, with a method that changes the text), and "
+            f"{one.over_chain.times:.2f} times the best plain chain's, {one.chain.name}; the best "
+            f"way to stop early, {one.early.one.name}, {one.early.times:.2f} times."
+        )
+        kinds = own_best(recipe, records, one.served)
+        yield (
+            f"T={one.served:g}: each kind's own best, side by side, in times of plain decoding: "
+            f"{', '.join(f'{way.name} {speed:.2f}' for way, speed in kinds)}."
         )
         parts = "; ".join(_part(part) for part in one.parts)
         yield f"T={one.served:g}: each part by itself: {parts}."
-        ranked = deciders(recipe, records, one.served)
-        yield (
-            f"T={one.served:g}: along {recipe.deep} a decision to stop makes it faster by "
-            f"{', '.join(f'{_percent(d.times)} ({d.one.stop})' for d in ranked)}."
-        )
+        for whole, ranked in deciders(recipe, records, one.served).items():
+            yield (
+                f"T={one.served:g}: along {whole.name} a decision to stop makes it faster by "
+                f"{', '.join(f'{_percent(d.times)} ({d.one.stop})' for d in ranked)}."
+            )
     for one in drifted:
         if one.variation is not None:
             yield (
@@ -102,7 +110,8 @@ def _lines(
         f"{about['jax']}, float32. Ways are a rule, a tree, and what stops drafting early. The "
         "depth rate is guesses kept over the tree's depth, or over the depth drafted; where "
         "drafting stops early the second rises though nothing got faster. Ways named lossy change "
-        "the text, and are here to be compared with."
+        "the text, and are here to be compared with; of theirs a guess is what stands below the "
+        "target's own roots. What is fastest is chosen by the same prompts that it is timed on."
     )
     yield "\n## What was found\n"
     yield from (f"- {line}" for line in said)
