@@ -173,4 +173,8 @@ class Tree:
         """The first levels, down to `depth`: a prefix of all tables."""
         if not 0 <= depth <= self.depth:
             raise ValueError(f"depth={depth}: the tree is {self.depth} deep, cut it at 0 to that")
-        return Tree(self.parents[: self.level_ends[depth]])
+        nodes = self.level_ends[depth]
+        cut = Tree(self.parents[:nodes])
+        # What is cached there already is not made again.
+        vars(cut).update(mask=self.mask[:nodes, :nodes], depths=self.depths[:nodes])
+        return cut

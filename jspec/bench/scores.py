@@ -11,7 +11,8 @@ from jax import Array
 from scipy import optimize
 
 from jspec.decode import autoregress
-from jspec.distill.rollouts import before, widened, written_out
+from jspec.distill.rollouts import before, written_out
+from jspec.draft.small_model import widened
 from jspec.models.protocol import Model, Params
 from jspec.ragged import Prompts
 from jspec.sampling import noise, sampling

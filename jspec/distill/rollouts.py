@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 
 from jspec.decode import autoregress
+from jspec.draft.small_model import widened
 from jspec.draft.stopping.confidence import Confidence
 from jspec.draft.stopping.entropy import Entropy
 from jspec.draft.stopping.margin import Margin
@@ -139,13 +140,6 @@ def before(prompts: Prompts, read: Array, tokens: int) -> Array:
     after the prompts: `[B, tokens, ...]`."""
     place = prompts.length[:, None] - 1 + jnp.arange(tokens)[None]
     return jnp.take_along_axis(read, place[..., None], axis=1)
-
-
-def widened(logits: Array, vocabulary: int) -> Array:
-    """Logits `[..., V]` over the target's vocabulary, of a draft that has fewer tokens or more."""
-    missing = max(vocabulary - logits.shape[-1], 0)
-    room = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
-    return jnp.pad(logits, room, constant_values=-jnp.inf)[..., :vocabulary]
 
 
 def _alike(rows: int, temperature: Array) -> Sampling:

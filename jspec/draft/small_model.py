@@ -16,7 +16,6 @@ from jspec.draft.protocol import Text
 from jspec.growth import Growth
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Output, Params
-from jspec.penalties import History
 from jspec.sampling import Sampling
 from jspec.tree import Tree
 
@@ -94,7 +93,7 @@ class SmallModelDrafter:
                 start=1 + level.start,
             )
             logits = self.model.logits(params, output.hidden)
-            return output.hidden, _widen(logits, text.history), output.block
+            return output.hidden, widened(logits, text.history.written.shape[-1]), output.block
 
         block = self._catch_up(params, state, _before_root(text), text.length - 2)
         guess = guess or (grow if isinstance(self.tree, Tree) else expand)
@@ -150,9 +149,8 @@ def _before_root(text: Text) -> Array:
     return text.tokens[jnp.arange(len(text.length)), text.length - 2]
 
 
-def _widen(logits: Array, history: History) -> Array:
-    """Logits over the target's vocabulary, of a draft whose own is a longer or a shorter one."""
-    missing = history.written.shape[-1] - logits.shape[-1]
-    if missing <= 0:
-        return logits[..., : history.written.shape[-1]]
-    return jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+def widened(logits: Array, vocabulary: int) -> Array:
+    """Logits `[..., V]` over the target's vocabulary, of a draft that has fewer tokens or more."""
+    missing = max(vocabulary - logits.shape[-1], 0)
+    room = [(0, 0)] * (logits.ndim - 1) + [(0, missing)]
+    return jnp.pad(logits, room, constant_values=-jnp.inf)[..., :vocabulary]

@@ -13,7 +13,8 @@ from jspec.models.protocol import Params
 
 @dataclass(frozen=True)
 class Confidence(Forgetful):
-    """A path is worth the product of the top probabilities along it; a level its surest node's."""
+    """A path is worth the product of the top probabilities along it, where a level's is that of its
+    surest node, whatever stood above that one."""
 
     def judge(self, params: Params, memory: tuple[()], worth: Array, seen: Seen) -> Array:
         total = jax.nn.logsumexp(seen.logits, axis=-1)

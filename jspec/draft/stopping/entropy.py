@@ -14,7 +14,7 @@ from jspec.models.protocol import Params
 @dataclass(frozen=True)
 class Entropy(Forgetful):
     """A path is worth `exp(-H)` for the sum H of the entropies along it, in nats: one in as many as
-    a draw is between. A level is worth its surest node's."""
+    a draw is between. A level is worth its surest node's, whatever stood above that one."""
 
     def judge(self, params: Params, memory: tuple[()], worth: Array, seen: Seen) -> Array:
         return worth * jnp.exp(-entropy(seen.logits).min(axis=-1))

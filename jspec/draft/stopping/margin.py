@@ -16,7 +16,8 @@ from jspec.models.protocol import Params
 class Margin(Forgetful):
     """A path is worth the product of what the rule's score gives to the children of its nodes
     together: under the coupled rule a function of the margins between perturbed logits. A level is
-    worth its surest node's."""
+    worth its surest node's, whatever stood above that one, and a node is given as many children as
+    the widest of its level has."""
 
     def admit(self, rule: Rule) -> None:
         if not hasattr(rule, "score"):
