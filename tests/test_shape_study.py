@@ -26,6 +26,7 @@ from jspec.studies.shape_gauge import (
     PER_SECOND,
     SIZE,
     at,
+    in_batch,
 )
 from jspec.studies.shape_recipe import DraftShapeStudy, folder_of
 from jspec.tree import Tree
@@ -65,7 +66,8 @@ def told(off: float = 0.0) -> Records:
 
     for draft, (speeds, latency, loss) in DRAFTS.items():
         for measure, value in (
-            (SIZE, 7.0), (LOSS, loss), (KEPT, 0.5), (LATENCY, latency), ("plain, batch 1", PLAIN),
+            (SIZE, 7.0), (LOSS, loss), (KEPT, 0.5),
+            (in_batch(LATENCY, 1), latency), (in_batch("plain", 1), PLAIN),
         ):  # fmt: skip
             say(draft, measure, value)
         for depth, over in zip(RECIPE.depths, speeds, strict=True):
@@ -165,6 +167,7 @@ def test_pupils_of_equal_parameters_are_taught_alike():
         ({"batches": (3,)}, "^batches=3: it must divide prompts=8"),
         ({"depths": (0,)}, r"^depths=\(0,\): each is at least 1"),
         ({"targets": ()}, "^targets="),
+        ({"one": "layers=1,width=96"}, "^draft='layers=1,width=96': drafts of all targets are to"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused(change, said):
@@ -187,6 +190,7 @@ def test_the_study_teaches_measures_and_goes_on(models, monkeypatch, tmp_path, c
     for draft, batch in itertools.product(("1x16", "2x16", "1x16a32"), (1, 2)):
         for measure in (OVER, PER_SECOND, PER_ROUND, FORETOLD, FORETOLD_OVER):
             assert (draft, at(measure, 2, batch)) in numbers
+        assert (draft, in_batch(LATENCY, batch)) in numbers
     for file in ("report.md", "shapes_0.png"):
         assert (folder / file).stat().st_size > 500
     gauge = study_of_shapes.Gauge

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import kendalltau, spearmanr
 
+from jspec.bench.suite import PLAIN
 from jspec.studies.records import Records
 from jspec.studies.shape_gauge import (
     FORETOLD,
@@ -18,8 +19,9 @@ from jspec.studies.shape_gauge import (
     PER_SECOND,
     SIZE,
     at,
+    in_batch,
 )
-from jspec.studies.shape_recipe import DraftShapeStudy, name_of
+from jspec.studies.shape_recipe import DraftShapeStudy, called
 
 # What the paper says that its designed draft gains over the best ordinary one, in its versions.
 PUBLISHED = 0.60, 1.11
@@ -113,7 +115,7 @@ def standings(recipe: DraftShapeStudy, records: Records, place: Place) -> list[S
     def value(draft: str, measure: str, served: float = place.served) -> float:
         return records.mean(draft, place.target, served, measure).value
 
-    plain = np.mean([value(draft, f"plain, batch {place.batch}") for draft in drafts])
+    plain = np.mean([value(draft, in_batch(PLAIN, place.batch)) for draft in drafts])
 
     def best(draft: str, measure: str) -> tuple[int, float]:
         found = {depth: value(draft, at(measure, depth, place.batch)) for depth in recipe.depths}
@@ -131,7 +133,7 @@ def standings(recipe: DraftShapeStudy, records: Records, place: Place) -> list[S
                 int(value(draft, SIZE, 0.0)),
                 value(draft, LOSS, 0.0),
                 value(draft, KEPT),
-                value(draft, LATENCY),
+                value(draft, in_batch(LATENCY, place.batch)),
                 depth,
                 speedup,
                 float(speedup * plain),
@@ -167,8 +169,8 @@ def relations(found: Sequence[Standing]) -> list[Relation]:
 
 def contest(recipe: DraftShapeStudy, found: Sequence[Standing]) -> Contest:
     """Of equal parameters, in one place."""
-    ordinary = [_name(text) for text in recipe.deeper]
-    designed = [_name(text) for text in (recipe.one, *recipe.designed)]
+    ordinary = [called(text) for text in recipe.deeper]
+    designed = [called(text) for text in (recipe.one, *recipe.designed)]
     # They come with the fastest first.
     one, other = (next(x for x in found if x.draft in names) for names in (designed, ordinary))
     return Contest(found[0].place, one, other)
@@ -191,11 +193,3 @@ def foretelling(recipe: DraftShapeStudy, records: Records) -> Foretelling:
         pairs = [(one.foretold, one.speedup) for one in found]
         order[place] = float(kendalltau(*zip(*pairs, strict=True)).statistic)
     return Foretelling(np.array(errors), order)
-
-
-def _name(text: str) -> str:
-    sizes = dict(part.split("=") for part in text.split(","))
-    layers, width, heads, channels = (
-        int(sizes[name]) for name in ("layers", "width", "heads", "channels")
-    )
-    return name_of(layers, width, heads * channels)

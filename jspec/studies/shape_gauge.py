@@ -32,9 +32,14 @@ PER_SECOND, OVER, PER_ROUND = "tokens a second", "over plain", "tokens a round"
 FORETOLD, FORETOLD_OVER = "tokens a second, foretold", "over plain, foretold"
 
 
+def in_batch(measure: str, batch: int) -> str:
+    """A measure in such a batch."""
+    return f"{measure}, batch {batch}"
+
+
 def at(measure: str, depth: int, batch: int) -> str:
     """A measure of a chain of that depth in such a batch."""
-    return f"{measure}, depth {depth}, batch {batch}"
+    return in_batch(f"{measure}, depth {depth}", batch)
 
 
 class Gauge:
@@ -102,8 +107,8 @@ class Gauge:
     def _foretold(
         self, pupil: Pupil, accepted: Acceptance, spent: Costs, batch: int, served: float
     ) -> Iterator[Record]:
+        yield self._record(pupil, served, in_batch(LATENCY, batch), spent.guess())
         if batch == self._recipe.batches[0]:
-            yield self._record(pupil, served, LATENCY, spent.guess())
             yield self._record(pupil, served, KEPT, float(accepted.shares[0, 0]))
         for depth in self._recipe.depths:
             told = predict(
@@ -126,7 +131,7 @@ class Gauge:
         for row in self._timed(programs, Between(watches), work):
             if row.method == PLAIN:
                 yield self._record(
-                    pupil, row.temperature, f"plain, batch {batch}", row.tokens_per_second
+                    pupil, row.temperature, in_batch(PLAIN, batch), row.tokens_per_second
                 )
                 continue
             depth = int(row.method)

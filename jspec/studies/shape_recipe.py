@@ -39,6 +39,9 @@ TEACHING = Distillation(
     tokens=32,
 )  # fmt: skip
 
+# What a shape must say to have a name.
+NAMED = "layers", "width", "heads", "channels"
+
 
 class Pupil(NamedTuple):
     """A shape that is taught: what tables call it, and what it is."""
@@ -104,6 +107,8 @@ class DraftShapeStudy(Study):
                 f"probes={self.probes}: at least two, and none of depths={self.depths}, which are "
                 "foretold from them"
             )
+        for text in self.words():
+            called(text)
         if self.teaching.draft or self.teaching.head is not None:
             raise ValueError("teaching.draft, teaching.head: drafts of all shapes begin afresh")
 
@@ -111,16 +116,14 @@ class DraftShapeStudy(Study):
     def mesh(self) -> str:
         return self.teaching.mesh
 
+    def words(self) -> list[str]:
+        """All shapes."""
+        return [self.one, *self.deeper, *self.wider, *self.larger, *self.designed]
+
     def pupils(self, target: str, config: ModelConfig) -> list[Pupil]:
         """Who is taught by a target of that shape."""
-        words = [self.one, *self.deeper]
-        if target == self.targets[0]:
-            words += [*self.wider, *self.larger, *self.designed]
-        found = [imagine(text, config) for text in dict.fromkeys(words)]
-        return [
-            Pupil(name_of(shape.layers, shape.width, shape.heads * shape.channels), shape)
-            for shape in found
-        ]
+        words = self.words() if target == self.targets[0] else [self.one, *self.deeper]
+        return [Pupil(called(text), imagine(text, config)) for text in dict.fromkeys(words)]
 
     def taught_as(self, target: str, pupil: Pupil) -> Distillation:
         """How a draft is taught."""
@@ -133,8 +136,17 @@ class DraftShapeStudy(Study):
         )
 
 
-def name_of(layers: int, width: int, attention: int) -> str:
-    """Layers and width; and the width of attention, where that is another."""
+def called(text: str) -> str:
+    """A shape's layers and width, and the width of its attention where that is another; raises
+    `ValueError` where `text` leaves one of these to a target."""
+    said = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    try:
+        layers, width, heads, channels = (int(said[name]) for name in NAMED)
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"draft={text!r}: drafts of all targets are to be alike, so give {', '.join(NAMED)}"
+        ) from None
+    attention = heads * channels
     return f"{layers}x{width}" + ("" if attention == width else f"a{attention}")
 
 

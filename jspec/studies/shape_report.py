@@ -65,11 +65,11 @@ def answers(
             f"more, {one.ordinary.draft} (the paper's designed drafts gained {PUBLISHED[0]:.0%} to "
             f"{PUBLISHED[1]:.0%})."
         )
-    worst = min(told.order.values())
+    taus = ", ".join(f"{tau:.2f} ({_where(place)})" for place, tau in told.order.items())
     yield (
-        f"Foretold before it was timed: of {len(told.errors)} experiments the median error is "
-        f"{told.median:.1%} of tokens a second, and Kendall's tau of the drafts' order at least "
-        f"{worst:.2f}."
+        f"Foretold from rounds along other chains, and from what was kept on the same prompts: of "
+        f"{len(told.errors)} experiments the median error is {told.median:.1%} of tokens a second, "
+        f"and Kendall's tau of the drafts' order is {taus}."
     )
 
 
@@ -95,7 +95,7 @@ def _lines(
         f"{recipe.repetitions} interleaved repetitions beside plain decoding. A draft is called by "
         "its layers and width, and after an a by the width of its attention where that is another. "
         f"What is foretold comes of rounds along chains of {', '.join(map(str, recipe.probes))}, "
-        "timed between the texts, and of what was kept. "
+        "timed between the texts, and of what was kept of one of the deepest of these and those. "
         f"{about['device']}, {about['cores']} cores, jax {about['jax']}, "
         "float32."
     )
