@@ -1,5 +1,6 @@
 """What a process of a launch does. Run by tests: `python processes.py WHAT FOLDER ...`."""
 
+import dataclasses
 import json
 import resource
 import signal
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 import jspec
 from jspec import zoo
 from jspec.cli.main import main
+from jspec.models import pruning
 from jspec.sharding import REPLICATED
 
 MEGABYTE = 2**20
@@ -59,6 +62,27 @@ def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.Generati
     )
 
 
+def cut_out(folder: str) -> None:
+    """Cuts a smaller model out of one that no process has whole, and says what its numbers sum up
+    to."""
+    parent = jspec.load(folder, mesh=jspec.make_mesh(fsdp=2, tensor=jax.device_count() // 2))
+    print(json.dumps({"sums": sums(parent)}))
+
+
+def sums(parent: jspec.Checkpoint) -> list[float]:
+    """Of each parameter of half of a model's layers, heads, channels and neurons."""
+    config = parent.model.config
+    half = {name: getattr(config, name) // 2 for name in pruning.SIZES}
+    into = dataclasses.replace(config, **half)
+    layers = pruning.first_layers(into.layers, config.layers)
+    cut = pruning.prune(parent.params, config, into, layers=layers)
+    return [float(x.astype(float).sum()) for x in jax.tree.leaves(jax.tree.map(whole, cut))]
+
+
+def whole(x: jax.Array) -> np.ndarray:
+    return multihost_utils.process_allgather(x, tiled=True)
+
+
 def teach(models: str, *arguments: str) -> None:
     """Distils with another zoo."""
     zoo.MODELS = Path(models)
@@ -67,6 +91,5 @@ def teach(models: str, *arguments: str) -> None:
 
 if __name__ == "__main__":
     jspec.join()
-    {"load_within": load_within, "write_text": write_text, "teach": teach}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    do = {"load_within": load_within, "write_text": write_text, "cut_out": cut_out, "teach": teach}
+    do[sys.argv[1]](*sys.argv[2:])

@@ -115,6 +115,13 @@ def test_two_processes_write_what_one_writes(small):
         assert said(process) == {"devices": 8, "tokens": expected}
 
 
+def test_two_processes_cut_the_same_model_out_of_one_that_neither_has_whole(small):
+    expected = processes.sums(load(small))
+    for process in launch("cut_out", small):
+        assert process.returncode == 0, process.stderr.decode()[-2000:]
+        assert said(process)["sums"] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
 RECIPE = """
 from jspec.distill.recipe import Answers, Distillation, Text
 

@@ -177,8 +177,11 @@ def _cut_out(
 
     from jspec.models.pruning import first_layers, prune, spread_layers
     from jspec.models.transformer import transformer
-    from jspec.sharding import REPLICATED, RULES, shardings
+    from jspec.sharding import REPLICATED, RULES, check, shardings
 
+    rules = REPLICATED if recipe.replicated else RULES
+    if mesh is not None:
+        check(mesh, recipe.model, rules)
     parent = target
     if recipe.parent != "target":
         parent = read_draft(recipe.parent, target, "float32", mesh)
@@ -191,7 +194,6 @@ def _cut_out(
         raise ValueError(f"parent={recipe.parent!r}, model: {error}") from error
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     if mesh is not None:
-        rules = REPLICATED if recipe.replicated else RULES
         places = shardings(mesh, transformer(recipe.model).axes(), rules)
         params = jax.device_put(params, places)
     return params, parent.family

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
+from jax.experimental import multihost_utils
 
 from jspec.config import ModelConfig
 from jspec.models.protocol import Params
@@ -116,8 +117,9 @@ def _layer(path: tuple[str, ...]) -> int | None:
 
 
 def _columns(matrix: Array) -> np.ndarray:
-    """The size of each column."""
-    return np.linalg.norm(np.asarray(matrix, np.float32), axis=0)
+    """The size of each column, on every host of a launch."""
+    sizes = jnp.linalg.norm(matrix.astype(jnp.float32), axis=0)
+    return np.asarray(multihost_utils.process_allgather(sizes, tiled=True))
 
 
 def _largest(sizes: np.ndarray, count: int) -> np.ndarray:
