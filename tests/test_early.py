@@ -180,9 +180,12 @@ def test_a_slice_of_the_tables_is_the_tables_of_the_tree_that_is_cut(tree):
         cut = tree.cut(depth)
         nodes = cut.size
         assert cut == Tree(tree.parents[: int(np.sum(tree.depths <= depth))])
-        np.testing.assert_array_equal(tree.mask[:nodes, :nodes], rebuilt(cut))
+        for mask in (tree.mask[:nodes, :nodes], cut.mask):
+            np.testing.assert_array_equal(mask, rebuilt(cut))
+        afresh = Tree(cut.parents)
         for table in ("depths", "ranks"):
-            np.testing.assert_array_equal(getattr(tree, table)[:nodes], getattr(cut, table))
+            for other in (cut, afresh):
+                np.testing.assert_array_equal(getattr(tree, table)[:nodes], getattr(other, table))
     with pytest.raises(ValueError, match="^depth=9: the tree is"):
         tree.cut(9)
 
