@@ -32,7 +32,7 @@ class Way(NamedTuple):
     @property
     def is_chain(self) -> bool:
         """Whether it is plain chain speculation."""
-        return self.tree.startswith("chain:") and not self.stop
+        return self.tree.startswith(("chain:", "fork:1x")) and not self.stop
 
     @property
     def kind(self) -> str:
