@@ -154,7 +154,19 @@ def noise(keys: Array, positions: Array, vocabulary: int, sampling: Sampling) ->
 
 def pick(warped: Array, noise: Array) -> Array:
     """The chosen token: `[..., V]` warped logits and noise -> `[...]` int32."""
-    return jnp.argmax(warped + noise, axis=-1).astype(jnp.int32)
+    return first_best(warped + noise)
+
+
+def first_best(scores: Array) -> Array:
+    """The token with the best of `[..., V]` scores, the first of several: `[...]` int32.
+
+    Two plain reductions: on CPU XLA makes vectors of these, and none of the one over pairs that
+    `argmax` is, which takes three to nine times as long.
+    """
+    tokens = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    # Not `>=`: where a score is no number this is token 0, and not none.
+    best = ~(scores < scores.max(axis=-1, keepdims=True))
+    return jnp.where(best, tokens, scores.shape[-1]).min(axis=-1)
 
 
 def _bare(sampling: Sampling) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -19,7 +20,16 @@ def turns(positions: Array, channels: int, theta: float, scaling: RopeScaling | 
         frequencies = _stretch(frequencies, scaling)
     rates = frequencies.astype(np.float32)[None, None, None]
     angles = positions[:, None, :, None].astype(jnp.float32) * rates
-    return jnp.cos(angles), jnp.sin(angles)
+
+    def turned() -> Turn:
+        return jnp.cos(angles), jnp.sin(angles)
+
+    def nowhere() -> Turn:
+        return jnp.ones_like(angles), jnp.zeros_like(angles)
+
+    # No position lies below 0, but XLA does not know it: what a branch gives it keeps, where it
+    # would else compute the angles anew in every layer, for every head.
+    return jax.lax.cond(jnp.all(positions >= 0), turned, nowhere)
 
 
 def rotate(x: Array, turn: Turn) -> Array:

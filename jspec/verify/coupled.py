@@ -11,7 +11,7 @@ from jax import Array
 
 from jspec.candidates import Candidates, Draws, Verdict
 from jspec.growth import Growth
-from jspec.sampling import Sampling, noise, pick
+from jspec.sampling import Sampling, first_best, noise, pick
 from jspec.tree import Tree
 
 WEIGHS = False
@@ -92,5 +92,5 @@ def verify(
 def best(scores: Array, width: int) -> Array:
     """The `width` best tokens of `[B, n, V]`, in order: `[B, n, width]` int32."""
     if width == 1:
-        return jnp.argmax(scores, axis=-1, keepdims=True).astype(jnp.int32)
+        return first_best(scores)[..., None]
     return jax.lax.top_k(scores, width)[1]

@@ -10,7 +10,7 @@ from flax import struct
 from jax import Array
 
 from jspec.candidates import Draws
-from jspec.sampling import Sampling
+from jspec.sampling import Sampling, first_best
 from jspec.threefry import gumbel
 from jspec.tree import Tree
 
@@ -75,7 +75,7 @@ def row_of(tree: Tree, nodes: np.ndarray) -> np.ndarray:
 
 def law(logits: Array, temperature: Array) -> Array:
     """Probabilities `[V]` of warped logits; at temperature 0 the best token has them all."""
-    greedy = jax.nn.one_hot(jnp.argmax(logits), len(logits))
+    greedy = jax.nn.one_hot(first_best(logits), len(logits))
     return jnp.where(temperature > 0, jax.nn.softmax(logits), greedy)
 
 
@@ -88,4 +88,4 @@ def residual(p: Array, q: Array) -> Array:
 
 def pick(p: Array, emit: Array) -> Array:
     """A token of the law `p` `[V]`, by Gumbel noise."""
-    return jnp.argmax(jnp.log(p) + emit).astype(jnp.int32)
+    return first_best(jnp.log(p) + emit)

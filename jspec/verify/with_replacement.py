@@ -5,7 +5,7 @@ import numpy as np
 from jax import Array
 
 from jspec.candidates import Candidates, Draws, Verdict
-from jspec.sampling import Sampling
+from jspec.sampling import Sampling, first_best
 from jspec.tree import Tree
 from jspec.verify import rejection
 from jspec.verify.recursive import walk
@@ -30,7 +30,7 @@ def draw(
 ) -> tuple[Array, Array]:
     """A token of the law for each child; two children may be alike."""
     noise = dice.guess[:, row_of(tree, nodes), : tree.children(depth)]
-    tokens = jnp.argmax(logits[:, :, None] + noise, axis=-1).astype(jnp.int32)
+    tokens = first_best(logits[:, :, None] + noise)
     return tokens, jnp.ones(tokens.shape, bool)
 
 
