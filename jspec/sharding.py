@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -70,15 +70,27 @@ def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:
     Args:
       sizes: a model's config, or a head's module, whose fields are names of the table.
     """
+    for name, homes in _uncut(mesh.shape, sizes, rules):
+        cut, ways = " x ".join(homes), math.prod(mesh.shape[home] for home in homes)
+        raise ValueError(
+            f"mesh {cut}={ways} does not divide {name}={getattr(sizes, name)}: take a divisor of "
+            "it; a draft may be whole on every device (rules=REPLICATED, --replicate-draft)"
+        )
+
+
+def divides(ways: Mapping[str, int], sizes: Any, rules: Rules = RULES) -> bool:
+    """Whether a mesh of so many devices along each axis can cut what has these `sizes`."""
+    return not any(_uncut(ways, sizes, rules))
+
+
+def _uncut(
+    ways: Mapping[str, int], sizes: Any, rules: Rules
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Names that cannot be cut, and along which axes they would be."""
     for name, homes in rules.items():
         size = getattr(sizes, name, None)
-        ways = math.prod(mesh.shape[home] for home in homes)
-        if size is not None and size % ways:
-            cut = " x ".join(homes)
-            raise ValueError(
-                f"mesh {cut}={ways} does not divide {name}={size}: take a divisor of it; a draft "
-                "may be whole on every device (rules=REPLICATED, --replicate-draft)"
-            )
+        if size is not None and size % math.prod(ways[home] for home in homes):
+            yield name, homes
 
 
 class Named(nn.Partitioned):

@@ -102,9 +102,40 @@ def test_people_read_what_bounds_a_draft(capsys):
     assert "acceptance assumed: 0.7 at every depth" in said and "costs declared" in said
 
 
+@pytest.mark.slow
+def test_within_milliseconds_alone_the_largest_shapes_are_found(capsys):
+    words = [*ELSEWHERE, "--drafts", "llama3.2-1b", "--search", "--latency", "0.4"]
+    found = [one for one in planned(capsys, *words)["drafts"] if "layers=" in one["draft"]]
+    assert len(found) > 2
+    # All of them use the time that there is, and none takes more.
+    assert all(0.3 < one["latency_ms"] <= 0.4 for one in found)
+
+
+def test_of_a_model_that_the_hub_has_its_config_is_all_that_is_fetched(
+    capsys, tmp_path, monkeypatch
+):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def fetch(name: str, file: str) -> str:
+        asked.append((name, file))
+        said = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
+                "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 4, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+                "max_position_embeddings": 131072, "rope_theta": 500000.0}  # fmt: skip
+        (tmp_path / file).write_text(json.dumps(said))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("weights"))
+    (found,) = planned(capsys, *ELSEWHERE, "--drafts", "somebody/small")["drafts"]
+    assert asked == [("somebody/small", "config.json")] and found["fits"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("--hardware", "h100:16"), "hardware='h100:16': 16 do not divide the heads"),
         (("--hardware", "abacus"), "hardware='abacus' is not known: here, v4"),
         (("--hardware", "h100:many"), "hardware='h100:many': write a number"),
         (("--hardware", "h100:2x2"), "is no TPU slice: there are v4:2x2x1"),
@@ -120,6 +151,11 @@ def test_people_read_what_bounds_a_draft(capsys):
         (("--context", "900000"), "the target has one of 131072"),
         (("--search",), "search has no budget"),
         (("--search", "--parameters", "9"), "no shape is within both"),
+        (("--search", "--latency", "1", "--hardware", "here"), "here every shape would have to"),
+        (
+            ("--target", "zoo:target", "--drafts", "zoo:fspad"),
+            "'zoo:fspad': it is a head, of which",
+        ),
         (("--picture", "plan.jpg"), "name a file that ends in .png"),
         (("--temperature", "-1"), "temperature"),
     ],

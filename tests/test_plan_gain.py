@@ -8,7 +8,7 @@ import pytest
 from jspec import Tree
 from jspec.plan.acceptance import Acceptance, counted, read_acceptance, stated
 from jspec.plan.costs import Costs
-from jspec.plan.gain import best, break_even, emitted, iid_tokens, predict, rounds
+from jspec.plan.gain import best, break_even, emitted, iid_tokens, late, predict, rounds
 from jspec.plan.outlook import chains, largest_batch
 from jspec.plan.trees import tokens_per_round
 
@@ -28,24 +28,24 @@ def test_a_chain_of_equal_chances_emits_the_closed_form(rate, depth):
 
 
 def walks(tree: Tree, shares: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Tokens of `count` rounds, each walked from the root down by drawing which child is kept."""
+    """The last nodes of `count` rounds, each walked from the root down by drawing which child is
+    kept."""
     below = {n: [c for c, p in enumerate(tree.parents) if p == n] for n in range(tree.size)}
-    found = np.ones(count, int)
+    found = np.zeros(count, int)
     for walk in range(count):
-        node = 0
-        while children := below[node]:
+        while children := below[found[walk]]:
             chances = [shares[tree.depths[c] - 1, tree.ranks[c]] for c in children]
             kept = rng.choice(len(children) + 1, p=[*chances, 1 - sum(chances)])
             if kept == len(children):
                 break
-            node, found[walk] = children[kept], found[walk] + 1
+            found[walk] = children[kept]
     return found
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: str(tree.parents))
 def test_what_a_tree_emits_is_what_walking_it_emits(tree):
     count = 4000
-    seen = walks(tree, WIDE, count, np.random.default_rng(3))
+    seen = 1 + tree.depths[walks(tree, WIDE, count, np.random.default_rng(3))]
     law = emitted(tree, WIDE)
     assert law.sum() == pytest.approx(1)
     told = np.bincount(seen, minlength=len(law) + 1)[1:] / count
@@ -108,6 +108,24 @@ def test_what_breaks_even_is_as_fast_and_what_is_less_is_not():
 def test_a_slower_draft_needs_the_more_acceptance():
     needed = [break_even(replace(COSTS, level=((1, x),)), 1.2, depth=8) for x in (0.1, 0.4, 0.8)]
     assert needed == sorted(needed) and len(set(needed)) == 3
+
+
+def test_a_small_model_runs_a_leaf_that_was_kept_in_the_next_round():
+    """As often as a walk ends at a leaf, in any text of a batch."""
+    rng, count = np.random.default_rng(4), 4000
+    for tree in TREES:
+        ended = (~tree.inner[walks(tree, WIDE, count, rng)]).mean()
+        told = late(tree, WIDE)
+        assert abs(ended - told) < 5 * 0.5 / count**0.5
+        assert late(tree, WIDE, 3) == pytest.approx(1 - (1 - told) ** 3)
+        costs = replace(COSTS, late=0.5)
+        seen = stated(WIDE, "told")
+        slower = predict(tree, seen, costs).round_ms - predict(tree, seen, COSTS).round_ms
+        assert slower == pytest.approx(0.5 * told)
+    # A chain that is always kept is late in every round.
+    sure = stated([1.0], "told")
+    always = predict(Tree.chain(2), sure, replace(COSTS, late=0.5), batch=2)
+    assert always.round_ms == pytest.approx(COSTS.round(Tree.chain(2)) + 0.5)
 
 
 def test_the_largest_batch_that_pays():

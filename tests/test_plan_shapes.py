@@ -88,18 +88,38 @@ def test_words_that_make_no_shape_are_refused(text, said):
         imagine(text, TARGET)
 
 
-def test_searched_shapes_keep_the_budget_and_differ():
-    found = list(shapes(TARGET, parameters=800_000_000))
+def test_searched_shapes_are_the_widest_within_the_budget_and_differ():
+    target, budget = replace(TARGET, layers=4, vocabulary=1000), 40_000_000
+    found = list(shapes(target, lambda one: parameters_of(one) <= budget))
     assert len(found) == len(set(found)) > 8
-    assert {one.layers for one in found} >= {1, 2, 4, 8}
+    assert {one.layers for one in found} == {1, 2, 3, 4}
+    # Attention is as wide as the model, or half as wide.
+    assert {one.width // (one.heads * 128) for one in found} == {1, 2}
     for one in found:
-        assert 400_000_000 <= parameters_of(one) <= 800_000_000
-        wide, heads = one.width + 128, one.heads + 1
+        share = one.width // (one.heads * one.channels)
+        width = one.width + one.channels
+        heads = width // one.channels // share
         wider = replace(
-            one, width=wide, heads=heads, kv_heads=heads,
-            feedforward=one.feedforward // one.width * wide,
+            one, width=width, heads=heads, kv_heads=heads,
+            feedforward=one.feedforward // one.width * width,
         )  # fmt: skip
-        assert parameters_of(wider) > 800_000_000 or wider.width > TARGET.width
+        assert parameters_of(one) <= budget
+        assert parameters_of(wider) > budget or wider.width > target.width
+
+
+@pytest.mark.parametrize("name", ["opt-125m", "qwen3-0.6b"])
+def test_parameters_are_those_of_all_layers(name):
+    config = SHAPES[name]
+    shapes = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    assert parameters_of(config) == sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+
+
+def test_of_learned_positions_a_row_is_read_though_the_embedding_is_the_head_too():
+    config = SHAPES["opt-125m"]
+    size = size_of(transformer(config), "float32")
+    params = jax.eval_shape(transformer(config).init, jax.random.key(0))
+    assert config.tied
+    assert size.held - size.read == 4 * math.prod(params["positions"].shape)
 
 
 def test_counts_are_read():

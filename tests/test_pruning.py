@@ -9,8 +9,12 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jspec import transformer
+from jspec.cli.distill import read_student
 from jspec.config import ModelConfig
+from jspec.distill.recipe import Distillation
+from jspec.formats.huggingface import load
 from jspec.models.pruning import first_layers, prune, spread_layers
+from jspec.sharding import read_mesh
 
 CONFIG = ModelConfig(
     vocabulary=37, width=24, feedforward=20, layers=4, heads=6, kv_heads=3, channels=6, context=64
@@ -21,6 +25,7 @@ OPT = replace(
     learned_positions=True, norm="layer", activation="relu", gated=False,
 )  # fmt: skip
 QWEN = replace(CONFIG, query_key_norm=True, tied=True)
+WINDOWED = replace(CONFIG, window=3, local_layers=(0, 1))
 PLACES, MASK = jnp.arange(9)[None], jnp.tril(jnp.ones((9, 9), bool))
 
 
@@ -69,13 +74,17 @@ def widened(params: dict, small: ModelConfig, config: ModelConfig, layers: tuple
     return unflatten_dict(found)
 
 
-@pytest.mark.parametrize("config", [CONFIG, OPT, QWEN], ids=["llama", "opt", "qwen"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, OPT, QWEN, WINDOWED], ids=["llama", "opt", "qwen", "windowed"]
+)
 def test_what_does_nothing_is_what_is_cut(config):
     """A small model inside a larger one, whose other heads, neurons and layers are zero: the two
     compute the same, and cutting finds the small one again."""
+    # Layers 1 and 3 stay, of which the windowed one has the first as a local one.
+    local = (0,) if config.local_layers else ()
     small = replace(
         config, feedforward=12, layers=2, heads=config.heads // 3 * 2,
-        kv_heads=config.kv_heads // 3 * 2,
+        kv_heads=config.kv_heads // 3 * 2, local_layers=local,
     )  # fmt: skip
     inner, layers = random(small), (1, 3)
     outer = widened(inner, small, config, layers)
@@ -119,6 +128,32 @@ def test_layers_that_stay():
     assert spread_layers(4, 4) == (0, 1, 2, 3)
 
 
+@pytest.mark.parametrize("parent", ["target", "folder"])
+@pytest.mark.parametrize("mesh", [None, "data=4,fsdp=2"])
+def test_a_recipe_cuts_its_draft_out_of_its_parent(parent, mesh, models):
+    target = load(models / "target")
+    config = target.model.config
+    model = replace(config, layers=1, feedforward=config.feedforward // 2)
+    named = parent if parent == "target" else str(models / "target")
+    recipe = Distillation(
+        name="cut", target="zoo:target", model=model, parent=named, parent_layers="first"
+    )
+    found = read_student(recipe, target, read_mesh(mesh) if mesh else None)
+    assert found.model.config == model and found.family == target.family
+    expected = prune(target.params, config, model, layers=(0,))
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected)
+    cut = not found.params["layer_0"]["feedforward"]["up"]["weight"].is_fully_replicated
+    assert cut == bool(mesh)
+
+
+def test_a_mesh_that_does_not_divide_what_is_cut_out_is_refused(models):
+    target = load(models / "target")
+    model = replace(target.model.config, layers=1, feedforward=6)
+    recipe = Distillation(name="cut", target="zoo:target", model=model, parent="target")
+    with pytest.raises(ValueError, match="does not divide feedforward=6"):
+        read_student(recipe, target, read_mesh("tensor=8"))
+
+
 @pytest.mark.parametrize(
     ("change", "layers", "said"),
     [
@@ -127,6 +162,7 @@ def test_layers_that_stay():
         ({"kv_heads": 1}, (0, 1), "^heads=4, kv_heads=1"),
         ({}, (0,), "^layers="),
         ({}, (0, 4), "^layers="),
+        ({"window": 3, "local_layers": (0,)}, (0, 1), "^window=3: a model that is cut out of"),
     ],
 )
 def test_a_shape_that_cannot_be_cut_is_refused(change, layers, said):

@@ -5,12 +5,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from jspec.cli.pair import find_draft, read_target
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jspec.formats.fields import Fields
     from jspec.formats.huggingface import Checkpoint
     from jspec.models.heads import Head
     from jspec.models.protocol import LinenModel
     from jspec.plan.sources import Contender
 
 HEADS = ("eagle", "fspad", "eagle3")
+# Tokens up to which models of one tokenizer differ, whose embeddings are filled up.
+FILLED = 512
 # Of what an EAGLE-3 head may guess, as its paper has it.
 HEAD_TOKENS = 32000
 
@@ -70,7 +75,7 @@ def contender(source: str, target: Planned, dtype: str) -> "Contender":
         draft = find_draft(source, target.trained, dtype)
         return Contender(source, _part(draft), draft)
     found = SHAPES[source] if source in SHAPES else _config("draft", source)
-    if found.vocabulary != config.vocabulary:
+    if abs(found.vocabulary - config.vocabulary) > FILLED:
         raise ValueError(
             f"draft={source!r} has a vocabulary of {found.vocabulary}, and the target one of "
             f"{config.vocabulary}: a draft guesses the target's tokens, so take one of its family, "
@@ -90,17 +95,33 @@ def _config(argument: str, source: str):
     from jspec import zoo
     from jspec.formats.families import read_config
     from jspec.formats.folder import read_json
-    from jspec.formats.hub import find
+    from jspec.formats.hub import find_file
     from jspec.plan.published import SHAPES
 
     try:
-        folder = find(zoo.find(source))
-        return read_config(read_json(folder / "config.json"))
+        file = find_file(zoo.find(source), "config.json")
+        said = read_json(file)
+        if _is_head(said, file.parent):
+            raise ValueError(
+                f"it is a head, of which its kind alone counts elsewhere: give {', '.join(HEADS)}"
+            )
+        return read_config(said)
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
         raise ValueError(
             f"{argument}={source!r}: {reason}; shapes known by name are {', '.join(SHAPES)}"
         ) from error
+
+
+def _is_head(said: "Fields", folder: "Path") -> bool:
+    """Whether a configuration is that of a head: by what it says or, where they are here, by the
+    keys of its weights."""
+    from jspec.formats.layouts import layout_of
+    from jspec.formats.tensors import list_tensors
+
+    names = list_tensors(folder) if any(folder.glob("*.safetensors")) else ()
+    named = any("eagle" in str(one).lower() for one in said.get("architectures") or ())
+    return named or layout_of(said, names) is not None
 
 
 def _admit(source: str, model: "LinenModel", dtype: str) -> None:

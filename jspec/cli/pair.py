@@ -106,11 +106,12 @@ def read_draft(
     """Loads a draft whose tokens are the target's."""
     draft = read_model("draft", source, dtype, mesh, replicated=replicated)
     sizes = draft.model.config.vocabulary, target.model.config.vocabulary
-    if draft.tokenizer is None:
+    if draft.tokenizer is None or target.tokenizer is None:
         if sizes[0] != sizes[1]:
+            who = f"draft={source!r}" if draft.tokenizer is None else "the target"
             raise ValueError(
-                f"draft={source!r} has no tokenizer, and a vocabulary of {sizes[0]} where the "
-                f"target has {sizes[1]}: put its tokenizer.json beside config.json"
+                f"{who} has no tokenizer, and the draft {source!r} has a vocabulary of {sizes[0]} "
+                f"where the target has {sizes[1]}: put its tokenizer.json beside config.json"
             )
         return draft
     difference = disagreement(

@@ -118,6 +118,11 @@ class Plan(Verb):
             raise ValueError(f"latency={self.latency}: milliseconds, 0 for no limit")
         if self.search and not (self.parameters or self.latency):
             raise ValueError("search has no budget: give --parameters 2M or --latency 0.5")
+        if self.search and not self.parameters and self.hardware == HERE:
+            raise ValueError(
+                f"latency={self.latency}: here every shape would have to be timed, so give "
+                "--parameters as well, or other --hardware"
+            )
         if self.parameters:
             read_count(self.parameters)
         if self.picture is not None and self.picture.suffix != ".png":
@@ -164,7 +169,11 @@ def _verdict(one: "Outlook") -> str:
     limit = "none" if one.pays_to is None else f"those up to {one.pays_to}"
     batches = ""
     if len(one.batches) > 1:
-        batches = f"; of batches of {one.batches[0]} to {one.batches[-1]} chains pay in {limit}"
+        whose = one.batches_source.partition(":")[0].partition(" (")[0]
+        batches = (
+            f"; by costs that are {whose}, of batches of {one.batches[0]} to {one.batches[-1]} "
+            f"chains pay in {limit}"
+        )
     return f"{pays}; bound by {one.bound}{batches}"
 
 

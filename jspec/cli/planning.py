@@ -10,6 +10,7 @@ from jspec.cli.held_out import held_out_work
 
 if TYPE_CHECKING:
     from jspec.cli.plan import Plan
+    from jspec.config import ModelConfig
     from jspec.plan.acceptance import Acceptance
     from jspec.plan.outlook import Outlook
     from jspec.plan.sources import Contender, Source
@@ -32,9 +33,9 @@ class Sources(NamedTuple):
 def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
     """For the hardware that is asked for."""
     from jspec.plan.accelerators import accelerator
-    from jspec.plan.sources import Work, compiling, declared, measuring
+    from jspec.plan.sources import Work, compiling, declared, measuring, remembering
     from jspec.plan.topologies import devices_of, mesh_on, slice_of
-    from jspec.sharding import check, read_sizes
+    from jspec.sharding import check, divides, read_sizes
 
     work = Work(asked.context // 2, asked.context - asked.context // 2)
     if asked.context > target.model.config.context:
@@ -43,7 +44,7 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
         )
     if asked.hardware == HERE:
         how = {"temperature": asked.temperature, "dtype": asked.numbers}
-        return Sources(measuring(target.trained, work, **how, tick=tick), None)
+        return Sources(remembering(measuring(target.trained, work, **how, tick=tick)), None)
     how = {"dtype": asked.numbers, "replicated": asked.replicate_draft}
     sizes = read_sizes(asked.mesh)
     wanted = slice_of(asked.hardware)
@@ -51,9 +52,9 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
         chip, sides = wanted
         mesh = mesh_on(devices_of(asked.hardware), sizes or {"tensor": math.prod(sides)})
         check(mesh, target.model.config)
-        chips = mesh.shape["tensor"] * mesh.shape["fsdp"]
-        guessed = declared(target.model, chip, work, chips=chips, **how)
-        return Sources(compiling(target.model, chip, mesh, work, **how, tick=tick), guessed)
+        guessed = declared(target.model, chip, work, ways=mesh.shape, **how)
+        found = compiling(target.model, chip, mesh, work, **how, tick=tick)
+        return Sources(remembering(found), guessed)
     name, _, count = asked.hardware.partition(":")
     chip, chips = accelerator(name), _count(asked.hardware, count)
     if sizes and (set(sizes) != {"tensor"} or math.prod(sizes.values()) != chips):
@@ -61,7 +62,14 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
             f"mesh={asked.mesh!r}: what a maker declares is planned for tensor={chips} on "
             f"{asked.hardware}; other meshes are compiled for (v5e:2x4, say)"
         )
-    found = declared(target.model, chip, work, chips=chips, **how)
+    ways = {"data": 1, "fsdp": 1, "tensor": chips}
+    if not divides(ways, target.model.config):
+        raise ValueError(
+            f"hardware={asked.hardware!r}: {chips} do not divide the heads and the feed-forward of "
+            f"{asked.target}: take fewer, or compile for a slice with a mesh of two axes "
+            "(v5e:4x4 and data=2,tensor=8, say)"
+        )
+    found = declared(target.model, chip, work, ways=ways, **how)
     return Sources(found, found)
 
 
@@ -130,7 +138,8 @@ def acceptance_of(
 
 
 def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contender]":
-    """The draft shapes within the budget that should be fastest, were all kept as often."""
+    """The draft shapes within the budget that should be fastest, were all kept as often; within
+    milliseconds alone, the largest, for all of them are as fast."""
     from jspec.models.transformer import transformer
     from jspec.plan.acceptance import read_acceptance
     from jspec.plan.gain import best
@@ -139,21 +148,35 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
     from jspec.plan.sizes import parameters_of
     from jspec.plan.sources import Contender
 
+    said = asked.acceptance not in ("", MEASURED)
+    same, batch = read_acceptance(asked.acceptance if said else ASSUMED), asked.batch[0]
+    source = sources.cheap or sources.source
+
+    def contender(shape: "ModelConfig") -> "Contender":
+        return Contender(describe(shape), transformer(shape))
+
+    def quick(shape: "ModelConfig") -> bool:
+        return not asked.latency or source(contender(shape), batch)[0].guess() <= asked.latency
+
+    def worth(shape: "ModelConfig") -> float:
+        if not asked.parameters:
+            return parameters_of(shape)
+        costs, _ = source(contender(shape), batch)
+        return best(chains(), same, costs, batch=batch).tokens_per_second
+
     config = target.model.config
-    budget = read_count(asked.parameters) if asked.parameters else parameters_of(config)
-    same, batch = read_acceptance(ASSUMED), asked.batch[0]
-    found = []
-    for shape in shapes(config, parameters=budget):
-        one = Contender(describe(shape), transformer(shape))
-        costs, _ = sources.source(one, batch)
-        if not asked.latency or costs.guess() <= asked.latency:
-            found.append((best(chains(), same, costs, batch=batch).tokens_per_second, one))
-    if not found:
+    if asked.parameters:
+        budget = read_count(asked.parameters)
+        within = shapes(config, lambda shape: parameters_of(shape) <= budget)
+        kept = [one for one in within if 2 * parameters_of(one) >= budget and quick(one)]
+    else:
+        kept = list(shapes(config, quick))
+    if not kept:
         raise ValueError(
             f"parameters={asked.parameters!r}, latency={asked.latency}: no shape is within both: "
             "give more"
         )
-    return [one for _, one in sorted(found, key=lambda pair: -pair[0])[:FOUND]]
+    return [contender(one) for one in sorted(kept, key=worth, reverse=True)[:FOUND]]
 
 
 def _count(hardware: str, text: str) -> int:

@@ -1,6 +1,7 @@
 """Where a folder is: on this machine, or on the Hugging Face hub, which gives it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from jspec.formats.folder import TOKENIZER_FILES
@@ -21,22 +22,27 @@ def find(source: str | Path) -> Path:
     return _download(source)
 
 
+def find_file(source: str | Path, name: str) -> Path:
+    """A file of a model or a head, of which nothing else is downloaded."""
+    there = isinstance(source, Path) or Path(source).expanduser().exists()
+    if there or not HUB_NAME.fullmatch(source):
+        return find(source) / name
+    import huggingface_hub
+
+    return Path(_given(source, lambda: huggingface_hub.hf_hub_download(source, name)))
+
+
 def _download(name: str) -> Path:
     import huggingface_hub
 
-    try:
-        folder = huggingface_hub.snapshot_download(
+    folder = _given(
+        name,
+        lambda: huggingface_hub.snapshot_download(
             name,
             allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
             ignore_patterns=["*/*", "consolidated*"],
-        )
-    # The client raises its own, its transport's and the system's errors, by release.
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise FileNotFoundError(
-            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
-            f"works without the hub ({type(error).__name__}: {reason})"
-        ) from error
+        ),
+    )
     if not any(Path(folder).glob("*.safetensors")):
         here = name.rpartition("/")[2]
         raise FileNotFoundError(
@@ -45,3 +51,16 @@ def _download(name: str) -> Path:
             f"--local-dir {here} && {conversion(Path(here))}"
         )
     return Path(folder)
+
+
+def _given(name: str, fetch: Callable[[], str]) -> str:
+    """What the hub gives."""
+    try:
+        return fetch()
+    # The client raises its own, its transport's and the system's errors, by release.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
+            f"works without the hub ({type(error).__name__}: {reason})"
+        ) from error

@@ -6,6 +6,7 @@ taught; nothing here is.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def _check(config: ModelConfig, into: ModelConfig, layers: Sequence[int]) -> Non
         raise ValueError(
             f"layers={tuple(layers)}: give {into.layers} of the layers 0 to {config.layers - 1}"
         )
-    for name, value in vars(config).items():
+    for name, value in vars(_windows_kept(config, layers)).items():
         wanted = getattr(into, name)
         if name not in SIZES and wanted != value:
             raise ValueError(
@@ -83,6 +84,14 @@ def _check(config: ModelConfig, into: ModelConfig, layers: Sequence[int]) -> Non
             f"heads={into.heads}, kv_heads={into.kv_heads}: heads are kept with the keys that they "
             f"share, {config.heads // config.kv_heads} to one, so keep that proportion"
         )
+
+
+def _windows_kept(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The larger model's, its local layers by the numbers that they have in the smaller one."""
+    local = tuple(n for n, layer in enumerate(layers) if layer in config.local_layers)
+    if not local:
+        return replace(config, window=None, local_layers=(), local_rope_theta=None)
+    return replace(config, local_layers=local)
 
 
 def _kept(inside: Mapping[tuple[str, ...], Array], c: ModelConfig, into: ModelConfig) -> Kept:

@@ -9,7 +9,6 @@ import jax
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.costs import Costs, Points, rising
 from jspec.plan.facts import Facts, compile_for
-from jspec.plan.outlook import Room
 from jspec.plan.programs import Passes, held
 from jspec.plan.roofline import REACHED, SPREAD
 
@@ -20,10 +19,12 @@ NODES, ROWS = (1, 8, 64), (1, 8)
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """The passes of a model or a head, by rows, and what their arrays take of a device."""
+    """The passes of a model or a head of so many layers, by rows, and what their arrays take of a
+    device."""
 
     facts: dict[int, Facts]
     held: int
+    layers: int
 
     @property
     def memory(self) -> int:
@@ -32,13 +33,14 @@ class Compiled:
 
     def points(self, chip: Accelerator) -> Points:
         """Milliseconds by rows."""
-        return rising([(rows, one.ms(chip, reached=REACHED)) for rows, one in self.facts.items()])
+        how = {"layers": self.layers, "reached": REACHED}
+        return rising([(rows, one.ms(chip, **how)) for rows, one in self.facts.items()])
 
 
 def compile_passes(
-    passes: Passes, rows: tuple[int, ...], *, name: str, tick: Callable[[str], None]
+    passes: Passes, rows: tuple[int, ...], *, layers: int, name: str, tick: Callable[[str], None]
 ) -> Compiled:
-    """Compiles passes over each number of new rows of every text.
+    """Compiles passes through so many layers over each number of new rows of every text.
 
     Args:
       tick: told of each.
@@ -47,7 +49,7 @@ def compile_passes(
     for count in rows:
         tick(f"compiling {name}'s pass over {count} rows")
         facts[count] = compile_for(passes.lower(count))[1]
-    return Compiled(facts, held((passes.params, passes.cache)))
+    return Compiled(facts, held((passes.params, passes.cache)), layers)
 
 
 def compiled(target: Compiled, draft: Compiled, chip: Accelerator) -> Costs:
@@ -63,8 +65,7 @@ def compiled(target: Compiled, draft: Compiled, chip: Accelerator) -> Costs:
     )
 
 
-def room(target: Compiled, draft: Compiled, chip: Accelerator) -> Room:
-    """What a launch needs of a device."""
+def needed(target: Compiled, draft: Compiled) -> int:
+    """Bytes that a launch needs of a device."""
     temporaries = target.memory - target.held, draft.memory - draft.held
-    needed = target.held + draft.held + max(temporaries)
-    return Room(needed, int(chip.memory), "compiled")
+    return target.held + draft.held + max(temporaries)

@@ -20,6 +20,8 @@ class Costs:
       level: by rows, one level of the draft's guesses.
       plain: one step of plain decoding.
       source: where the numbers come from.
+      late: what a small model spends on a token that it has not run, at the start of a round after
+        one that kept a leaf; 0 where that is part of `target`.
       start, plain_start: what comes before the first round, and before the first plain step.
       spread: how far a round may be off, relatively, as a standard deviation.
     """
@@ -31,6 +33,7 @@ class Costs:
     start: float = 0.0
     plain_start: float = 0.0
     spread: float = 0.0
+    late: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("target", "level"):
@@ -45,14 +48,15 @@ class Costs:
                 )
         if not 0 < self.plain < np.inf:
             raise ValueError(f"costs plain={self.plain}: give milliseconds")
-        for name in ("start", "plain_start", "spread"):
+        for name in ("start", "plain_start", "spread", "late"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"costs {name}={getattr(self, name)}: must be 0 or more")
 
-    def round(self, tree: Tree) -> float:
-        """Milliseconds of a round over `tree`."""
-        levels = np.bincount(tree.depths[tree.inner])
-        return _on(self.target, [tree.size])[0] + float(_on(self.level, levels).sum())
+    def round(self, tree: Tree, late: float = 0.0) -> float:
+        """Milliseconds of a round over `tree`, of which a share `late` follow one that kept a
+        leaf."""
+        levels = float(_on(self.level, np.bincount(tree.depths[tree.inner])).sum())
+        return self.verification(tree.size) + levels + late * self.late
 
     def verification(self, nodes: int) -> float:
         """Milliseconds of what is done once a round, over a tree of that many nodes."""

@@ -16,6 +16,8 @@ from jspec.plan.traffic import bytes_read
 
 EFFORT = "jax_exec_time_optimization_effort"
 EXCHANGES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute"
+# How often what is exchanged passes each device: a sum is gathered and then handed out.
+ROUNDS = {"all-reduce": 2}
 # An operation's result and its kind; asynchronous ones end in -start and -done.
 _OPERATION = re.compile(rf"= (.+?) ({'|'.join(EXCHANGES)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)(?:e\d\w*)?)\[([\d,]*)\]")
@@ -58,12 +60,13 @@ class Facts:
         """Bytes that it needs while it runs."""
         return self.arguments + self.results - self.aliased + self.temporaries
 
-    def ms(self, chip: Accelerator, *, reached: float) -> float:
-        """Milliseconds at least on a chip that reaches that share of what its maker says."""
-        busy = max(self.read / chip.bandwidth, self.operations / chip.rate) / reached
-        count = sum(one.count for one in self.exchanges)
-        sent = sum(one.size for one in self.exchanges) / chip.link / reached
-        return 1e3 * (busy + sent + count * chip.dispatch)
+    def ms(self, chip: Accelerator, *, layers: int, reached: float) -> float:
+        """Milliseconds at least, of so many layers, on a chip that reaches that share of what its
+        maker says."""
+        busy = max(self.read / chip.bandwidth, self.operations / chip.rate)
+        count = layers + sum(one.count for one in self.exchanges)
+        sent = sum(ROUNDS.get(one.kind, 1) * one.size for one in self.exchanges) / chip.link
+        return 1e3 * ((busy + sent) / reached + count * chip.dispatch)
 
 
 def compile_for(lowered: Lowered, *, quickly: bool = False) -> tuple[Compiled, Facts]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from jspec.plan.acceptance import Acceptance
 from jspec.plan.costs import Costs
-from jspec.plan.trees import tokens_per_round
+from jspec.plan.trees import kept_nodes, tokens_per_round
 from jspec.shapes import write_tree
 from jspec.tree import Tree
 
@@ -66,7 +66,7 @@ def predict(
         for a batch that is kept full.
     """
     shares = acceptance.to_depth(tree.depth)
-    kept, took = tokens_per_round(tree, shares), costs.round(tree)
+    kept, took = tokens_per_round(tree, shares), costs.round(tree, late(tree, shares, batch))
     if tokens is None:
         plain, fast = batch * 1e3 / costs.plain, batch * kept * 1e3 / took
     else:
@@ -91,11 +91,14 @@ def best(
 
 def emitted(tree: Tree, shares: np.ndarray) -> np.ndarray:
     """`[A]` how likely a round emits 1, 2, ... tokens, given `[D, W]` shares."""
-    kept = np.ones(tree.size)
-    for node, parent in enumerate(tree.parents[1:], start=1):
-        kept[node] = kept[parent] * shares[tree.depths[node] - 1, tree.ranks[node]]
-    deep = np.bincount(tree.depths, weights=kept)
+    deep = np.bincount(tree.depths, weights=kept_nodes(tree, shares))
     return np.maximum(-np.diff(deep, append=0.0), 0.0)
+
+
+def late(tree: Tree, shares: np.ndarray, batch: int = 1) -> float:
+    """How likely a round keeps a leaf, which no draft runs, in any of `batch` texts."""
+    alone = kept_nodes(tree, shares)[~tree.inner].sum()
+    return float(1 - (1 - alone) ** batch)
 
 
 def rounds(texts: Sequence[np.ndarray], tokens: int) -> float:
@@ -120,13 +123,17 @@ def iid_tokens(rate: float, depth: int) -> float:
     return float((rate ** np.arange(depth + 1)).sum())
 
 
-def break_even(costs: Costs, speedup: float, *, depth: int) -> float | None:
+def break_even(costs: Costs, speedup: float, *, depth: int, batch: int = 1) -> float | None:
     """The acceptance, the same at every depth, with which the best chain of up to `depth` is as
     much faster than plain decoding as `speedup`; None if there is none that would do."""
 
     def reached(rate: float) -> float:
         chains = map(Tree.chain, range(1, depth + 1))
-        return max(iid_tokens(rate, one.depth) * costs.plain / costs.round(one) for one in chains)
+        same = np.full((depth, 1), rate)
+        return max(
+            iid_tokens(rate, one.depth) * costs.plain / costs.round(one, late(one, same, batch))
+            for one in chains
+        )
 
     if reached(1.0) < speedup:
         return None

@@ -1,11 +1,12 @@
 """Drafts that nobody has trained: shapes in words, and all shapes within a budget."""
 
+import bisect
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from jspec.config import ModelConfig
-from jspec.plan.sizes import parameters_of
 
 # What words may say; channels stay as they are where only heads are given, so that attention may be
 # narrower or wider than the model.
@@ -14,8 +15,9 @@ SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 # Of shapes that are searched: layers, and how many times as wide as a head's channels.
 LAYERS = 1, 2, 3, 4, 6, 8, 12, 16
 WIDEST = 64
-# The feed-forward's width, in widths.
+# The feed-forward's width, in widths, and how many times as wide as attention the model is.
 FEEDFORWARD = 2, 3, 4
+ATTENTION = 1, 2
 
 
 def imagine(text: str, target: ModelConfig) -> ModelConfig:
@@ -54,30 +56,29 @@ def draft_of(target: ModelConfig, **sizes: int) -> ModelConfig:
     )
 
 
-def shapes(target: ModelConfig, *, parameters: int) -> Iterator[ModelConfig]:
-    """Draft shapes of at most, and of no less than half of, that many parameters: for each number
-    of layers and proportion of the feed-forward the widest, its attention as wide as the model."""
-    for layers in LAYERS:
+def shapes(target: ModelConfig, fits: Callable[[ModelConfig], bool]) -> Iterator[ModelConfig]:
+    """Draft shapes: for each number of layers, proportion of the feed-forward and share of the
+    width that attention has, the widest that `fits`, no wider than the target."""
+    most = min(WIDEST, target.width // target.channels)
+    for layers, times, share in itertools.product(LAYERS, FEEDFORWARD, ATTENTION):
         if layers > target.layers:
-            return
-        for times in FEEDFORWARD:
-            widest = None
-            for heads in range(1, WIDEST + 1):
-                width = heads * target.channels
-                one = draft_of(
-                    target,
-                    layers=layers,
-                    width=width,
-                    heads=heads,
-                    kv_heads=heads,
-                    channels=target.channels,
-                    feedforward=times * width,
-                )
-                if width > target.width or parameters_of(one) > parameters:
-                    break
-                widest = one
-            if widest is not None and 2 * parameters_of(widest) >= parameters:
-                yield widest
+            continue
+        widths = [
+            draft_of(
+                target,
+                layers=layers,
+                width=heads * target.channels,
+                heads=heads // share,
+                kv_heads=heads // share,
+                channels=target.channels,
+                feedforward=times * heads * target.channels,
+            )
+            for heads in range(share, most + 1)
+        ]
+        # A wider one is larger and slower, so that one that fits is the last of those that do.
+        count = bisect.bisect_left(widths, True, key=lambda one: not fits(one))
+        if count:
+            yield widths[count - 1]
 
 
 def describe(config: ModelConfig) -> str:

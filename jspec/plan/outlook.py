@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jspec.memory import GIGABYTE
 from jspec.plan.acceptance import Acceptance
 from jspec.plan.costs import Costs
 from jspec.plan.gain import Prediction, best, break_even
+from jspec.plan.room import Room
 from jspec.plan.trees import best_trees
 from jspec.tree import Tree
 
@@ -18,29 +18,6 @@ BATCHES = tuple(2**n for n in range(13))
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes of memory that a device must have, `needed`, and those it has; None if nobody says."""
-
-    needed: int
-    there: int | None
-    source: str
-
-    @property
-    def fits(self) -> bool:
-        """Whether it has enough, or nobody says that it has not."""
-        return self.there is None or self.needed <= self.there
-
-    def refusal(self) -> str:
-        """By how much it does not fit, and what would."""
-        over = self.needed - (self.there or 0)
-        return (
-            f"needs {self.needed / GIGABYTE:.2f} GB of each device, {over / GIGABYTE:.2f} GB "
-            f"({over:,} bytes) more than there are: take bfloat16, more devices (a larger slice, "
-            "or tensor=), a smaller batch, or a shorter context"
-        )
-
-
-@dataclass(frozen=True)
 class Outlook:
     """Of a draft at a batch size.
 
@@ -48,7 +25,7 @@ class Outlook:
       parameters: of the draft; costs: of its rounds; acceptance: says where its shares come from.
       best: over all trees; chain: over chains alone.
       pays_to: the largest of the `batches` that were thought of, all of which fit, up to which
-        chains pay; None if they never do.
+        chains pay; None if they never do. `batches_source` is where their costs come from.
       needed: acceptance at every depth with which it would be as fast as the best of the others, or
         as plain decoding where it is the best; None if none would do.
     """
@@ -63,6 +40,7 @@ class Outlook:
     room: Room
     pays_to: int | None
     batches: tuple[int, ...]
+    batches_source: str
     needed: float | None = None
 
     @property
@@ -102,6 +80,7 @@ class Outlook:
             "fits": self.room.fits,
             "pays_to_batch": self.pays_to,
             "batches_thought_of": list(self.batches),
+            "batches_source": self.batches_source,
             "needed_acceptance": self.needed,
             "bound": self.bound,
         }
@@ -127,12 +106,14 @@ def outlooks(
     if cheap and (fitting := tuple(batch for batch in BATCHES if cheap(batch)[1].fits)):
         thought, find = fitting, cheap
     limit = largest_batch(lambda batch: find(batch)[0], acceptance, thought)
+    origin = find(thought[0])[0].source
     for batch, (costs, room) in told.items():
         chain = best(chains(), acceptance, costs, batch=batch)
         found = best(candidates(acceptance, chain.tree), acceptance, costs, batch=batch)
         yield Outlook(
-            draft, parameters, batch, costs, acceptance, found, chain, room, limit, thought
-        )
+            draft, parameters, batch, costs, acceptance, found, chain, room,
+            pays_to=limit, batches=thought, batches_source=origin,
+        )  # fmt: skip
 
 
 def chains(depth: int = DEPTH) -> Iterator[Tree]:
@@ -149,13 +130,13 @@ def candidates(acceptance: Acceptance, chain: Tree) -> Iterator[Tree]:
 
 
 def ranked(outlooks: Iterable[Outlook]) -> list[Outlook]:
-    """Of one batch size, the fastest first; each told what it needs to be as fast as the best of
-    the others."""
-    order = sorted(outlooks, key=lambda one: -one.best.tokens_per_second)
+    """Of one batch size, the fastest first and what does not fit last; each told what it needs to
+    be as fast as the best of the others."""
+    order = sorted(outlooks, key=lambda one: (not one.room.fits, -one.best.tokens_per_second))
     told = []
     for place, one in enumerate(order):
         rival = 1.0 if not place else order[0].best.speedup
-        told.append(replace(one, needed=break_even(one.costs, rival, depth=DEPTH)))
+        told.append(replace(one, needed=break_even(one.costs, rival, depth=DEPTH, batch=one.batch)))
     return told
 
 

@@ -2,6 +2,7 @@
 
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.costs import Costs, rising
+from jspec.plan.facts import ROUNDS
 from jspec.plan.sizes import Size
 
 # What good kernels reach of the bandwidth and the rate, and how far off that may be: assumed.
@@ -48,11 +49,8 @@ def pass_ms(
     """Milliseconds of a pass over `rows` new tokens of each of `batch` texts."""
     bytes_read = size.read + batch * context * size.row
     operations = batch * rows * (size.operations + context * size.scores)
-    busy = max(bytes_read / chip.bandwidth, operations / chip.rate) / chips / REACHED
-    return 1e3 * (busy + size.layers * chip.dispatch + _exchange(size, chip, chips, batch * rows))
-
-
-def _exchange(size: Size, chip: Accelerator, chips: int, tokens: int) -> float:
-    """Seconds of the two sums over all chips that a layer cut by heads has."""
-    sent = 2 * (chips - 1) / chips * tokens * size.width * 2
-    return 2 * size.layers * ((chips > 1) * chip.dispatch + sent / chip.link)
+    busy = max(bytes_read / chip.bandwidth, operations / chip.rate) / chips
+    # A layer that is cut by heads has two sums over all chips.
+    sums = 2 * size.layers * (chips > 1)
+    sent = ROUNDS["all-reduce"] * sums * batch * rows * size.width * size.bytes / chip.link
+    return 1e3 * ((busy + sent) / REACHED + (size.layers + sums) * chip.dispatch)

@@ -1,6 +1,8 @@
 """What a model weighs: bytes and operations of one pass, from its shapes alone."""
 
+import functools
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ class Size(NamedTuple):
       operations: of a token's matrix products, attention left out.
       row: bytes of the keys and values of one token, of all layers.
       scores: operations of attention for a token and one that it sees, of all layers.
+      bytes: of a number.
     """
 
     parameters: int
@@ -33,6 +36,7 @@ class Size(NamedTuple):
     scores: int
     layers: int
     width: int
+    bytes: int
 
 
 def size_of(model: LinenModel, dtype: str) -> Size:
@@ -50,11 +54,20 @@ def size_of_head(head: Head, target: ModelConfig, dtype: str) -> Size:
     )
 
 
+@functools.cache
 def parameters_of(config: ModelConfig) -> int:
-    """Of the Transformer that `config` describes."""
+    """Of the Transformer that `config` describes, all of whose layers are as large."""
     from jspec.models.transformer import transformer
 
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(_shapes(transformer(config))))
+    one, two = (
+        sum(math.prod(x.shape) for x in jax.tree.leaves(_shapes(transformer(few))))
+        for few in (_with_layers(config, 1), _with_layers(config, 2))
+    )
+    return one + (config.layers - 1) * (two - one)
+
+
+def _with_layers(config: ModelConfig, count: int) -> ModelConfig:
+    return replace(config, layers=count, window=None, local_layers=(), local_rope_theta=None)
 
 
 def _size(part: LinenPart, dtype: str, *, head: bool) -> Size:
@@ -62,7 +75,7 @@ def _size(part: LinenPart, dtype: str, *, head: bool) -> Size:
     c, sizes = part.config, {}
     for path, x in flatten_dict(_shapes(part)).items():
         sizes[path] = math.prod(x.shape)
-    tables = () if head else TABLES
+    tables = TABLES[1:] if head else TABLES
     read = sum(n for path, n in sizes.items() if path[-1] not in tables)
     held, width = sum(sizes.values()), _bytes(dtype)
     return Size(
@@ -74,9 +87,11 @@ def _size(part: LinenPart, dtype: str, *, head: bool) -> Size:
         scores=4 * c.layers * c.heads * c.channels,
         layers=c.layers,
         width=c.width,
+        bytes=width,
     )
 
 
+@functools.cache
 def _shapes(part: LinenPart) -> dict:
     return jax.eval_shape(part.init, jax.random.key(0))
 

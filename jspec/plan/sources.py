@@ -6,7 +6,7 @@ device needs.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,14 +30,14 @@ from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import observed
 from jspec.plan.accelerators import Accelerator
-from jspec.plan.compiled import NODES, ROWS, compile_passes, compiled, room
+from jspec.plan.compiled import NODES, ROWS, compile_passes, compiled, needed
 from jspec.plan.costs import Costs
 from jspec.plan.measured import costs, level_ms
-from jspec.plan.outlook import Room
 from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, model_passes
 from jspec.plan.roofline import roofline
+from jspec.plan.room import Room
 from jspec.plan.sizes import Size, size_of, size_of_head
-from jspec.sharding import REPLICATED, RULES
+from jspec.sharding import REPLICATED, RULES, Rules, divides
 from jspec.tree import Tree
 from jspec.verify import coupled
 
@@ -45,6 +45,7 @@ from jspec.verify import coupled
 COMPILED = Tree.chain(4)
 PATH = 16
 REPETITIONS = 3
+WEIGHED = "weights and caches"
 
 
 class Contender(NamedTuple):
@@ -75,21 +76,32 @@ def declared(
     chip: Accelerator,
     work: Work,
     *,
-    chips: int,
+    ways: Mapping[str, int],
     dtype: str,
     replicated: bool = False,
 ) -> Source:
-    """From the tables of a maker; memory is that of weights and caches."""
-    theirs = size_of(target, dtype)
+    """From the tables of a maker; memory is that of weights and caches.
+
+    Args:
+      ways: how many chips lie along each axis of the mesh.
+    """
+    theirs, chips = size_of(target, dtype), ways["tensor"] * ways["fsdp"]
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
         own = size_of_draft(draft.part, target.config, dtype)
+        alone = on_each(draft.part, ways, replicated)
+        rows = math.ceil(batch / ways["data"])
         found = roofline(
-            theirs, own, chip, chips=chips, replicated=replicated, batch=batch, context=work.context
+            theirs, own, chip, chips=chips, replicated=alone, batch=rows, context=work.context
         )
-        needed = _weights_and_caches(theirs, chips, batch, work)
-        needed += _weights_and_caches(own, 1 if replicated else chips, batch, work)
-        return found, Room(needed, int(chip.memory), "weights and caches")
+        shared = (theirs, chips), (own, 1 if alone else chips)
+        weights = sum(math.ceil(size.held / count) for size, count in shared)
+        room = Room(
+            weights + sum(_caches(size, rows, work, count) for size, count in shared),
+            int(chip.memory), WEIGHED, weights, batch,
+            bytes=own.bytes, devices=math.prod(ways.values()),
+        )  # fmt: skip
+        return _with_late(found, draft), room
 
     return find
 
@@ -106,35 +118,40 @@ def compiling(
 ) -> Source:
     """From what XLA says of programs that it compiles for chips that are not there."""
     params, targets = laid(target, mesh, dtype), {}
-    chips = mesh.shape["tensor"] * mesh.shape["fsdp"]
-    guessed = declared(target, chip, work, chips=chips, dtype=dtype, replicated=replicated)
-    rules = REPLICATED if replicated else RULES
-    name = jnp.dtype(dtype)
+    how = {"ways": mesh.shape, "dtype": dtype, "replicated": replicated}
+    guessed, name = declared(target, chip, work, **how), jnp.dtype(dtype)
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
         capacity = work.prompt + work.tokens + PATH
-        part, own = draft.part, laid(draft.part, mesh, dtype, rules)
+        part = draft.part
+        own = laid(part, mesh, dtype, _rules(part, mesh.shape, replicated))
         theirs, cache = (
             laid_cache(config, mesh, batch, capacity, name)
             for config in (target.config, part.config)
         )
-        needed = held((params, theirs, own, cache))
-        if needed > chip.memory:
+        room = Room(
+            held((params, theirs, own, cache)), int(chip.memory), WEIGHED, held((params, own)),
+            batch, bytes=name.itemsize, devices=mesh.size,
+        )  # fmt: skip
+        if not room.fits:
             # XLA would refuse; what it would say of time is declared.
-            return guessed(draft, batch)[0], Room(needed, int(chip.memory), "weights and caches")
+            return guessed(draft, batch)[0], room
         if batch not in targets:
             passes = model_passes(target, params, theirs, mesh)
-            targets[batch] = compile_passes(passes, NODES, name="the target", tick=tick)
+            targets[batch] = compile_passes(
+                passes, NODES, layers=target.config.layers, name="the target", tick=tick
+            )
         if isinstance(part, Head):
             both = HeadParams(own, params, _table(part, target.config, mesh))
             guesses = head_passes(part, target, both, cache, mesh)
         else:
             guesses = model_passes(part, own, cache, mesh)
-        found = compile_passes(guesses, ROWS, name=draft.name, tick=tick)
+        found = compile_passes(guesses, ROWS, layers=part.config.layers, name=draft.name, tick=tick)
         if isinstance(part, Head):
             # What it has of its target is there once.
             found = replace(found, held=held((own, cache)))
-        return compiled(targets[batch], found, chip), room(targets[batch], found, chip)
+        took = _with_late(compiled(targets[batch], found, chip), draft)
+        return took, replace(room, needed=needed(targets[batch], found), source="compiled")
 
     return find
 
@@ -148,7 +165,7 @@ def measuring(
     tick: Callable[[str], None],
 ) -> Source:
     """From what is timed on this machine's first device; drafts that nobody trained are filled with
-    noise, which takes as long."""
+    noise, which takes as long. Raises `ValueError` for a draft that does not fit."""
 
     @functools.cache
     def loads(batch: int) -> Workload:
@@ -159,8 +176,12 @@ def measuring(
 
     known: dict[int, Costs] = {}
     how = {"rule": coupled, "temperature": temperature}
+    theirs = size_of(target.model, dtype)
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
+        room = _room_here(theirs, draft, target.model.config, batch, work, dtype)
+        if not room.fits:
+            raise ValueError(f"hardware='here': {draft.name} at batch {batch} {room.refusal()}")
         made = draft.trained or untrained(draft.part, target, dtype)
         if draft.trained is None and batch in known:
             # All but its guesses is as with any other draft.
@@ -170,17 +191,27 @@ def measuring(
         else:
             found = costs(made, target, loads(batch), **how, repetitions=REPETITIONS, tick=tick)
             known[batch] = found
-        sizes = (
-            size_of(target.model, dtype),
-            size_of_draft(draft.part, target.model.config, dtype),
-        )
-        needed = sum(_weights_and_caches(size, 1, batch, work) for size in sizes)
-        free = free_on(jax.local_devices()[0])
-        # The weights of both are there already.
-        there = None if free is None else free + sum(size.held for size in sizes)
-        return found, Room(needed, there, "weights and caches")
+        return found, room
 
     return find
+
+
+def remembering(source: Source) -> Source:
+    """The same, asked once for each draft's name and batch."""
+    known: dict[tuple[str, int], tuple[Costs, Room]] = {}
+
+    def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
+        place = draft.name, batch
+        if place not in known:
+            known[place] = source(draft, batch)
+        return known[place]
+
+    return find
+
+
+def on_each(part: LinenModel | Head, ways: Mapping[str, int], replicated: bool) -> bool:
+    """Whether every device has all of a draft: where that is asked for, or it cannot be cut."""
+    return replicated or not divides(ways, part.config)
 
 
 def launch_of(
@@ -195,7 +226,7 @@ def launch_of(
     tree: Tree = COMPILED,
 ) -> Launch:
     """What is compiled of a target and a draft on a mesh."""
-    rules = REPLICATED if replicated else RULES
+    rules = _rules(part, mesh.shape, replicated)
     params, own = laid(target, mesh, dtype), laid(part, mesh, dtype, rules)
     if isinstance(part, Head):
         target = observed(target, part.layers)
@@ -239,6 +270,30 @@ def _table(part: Head, target: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct 
     return jax.ShapeDtypeStruct((part.draft_vocabulary,), jnp.int32, sharding=everywhere)
 
 
-def _weights_and_caches(size: Size, chips: int, batch: int, work: Work) -> int:
+def _rules(part: LinenModel | Head, ways: Mapping[str, int], replicated: bool) -> Rules:
+    return REPLICATED if on_each(part, ways, replicated) else RULES
+
+
+def _with_late(costs: Costs, draft: Contender) -> Costs:
+    """Of a small model, which has not run a leaf that is kept; a guess is a little more than that
+    takes, for it needs no logits."""
+    return costs if isinstance(draft.part, Head) else replace(costs, late=costs.guess())
+
+
+def _room_here(
+    target: Size, draft: Contender, config: ModelConfig, batch: int, work: Work, dtype: str
+) -> Room:
+    """Of this machine's first device, before anything of an untrained draft is there."""
+    own = size_of_draft(draft.part, config, dtype)
+    free, weights = free_on(jax.local_devices()[0]), target.held + own.held
+    # Weights that were read are there already.
+    there = target.held + (own.held if draft.trained else 0)
+    return Room(
+        weights + sum(_caches(size, batch, work) for size in (target, own)),
+        None if free is None else free + there, WEIGHED, weights, batch, bytes=own.bytes,
+    )  # fmt: skip
+
+
+def _caches(size: Size, batch: int, work: Work, chips: int = 1) -> int:
     rows = batch * (work.prompt + work.tokens + PATH)
-    return math.ceil((size.held + rows * size.row) / chips)
+    return math.ceil(rows * size.row / chips)

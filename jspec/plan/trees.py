@@ -21,10 +21,15 @@ def tokens_per_round(tree: Tree, acceptance: np.ndarray) -> float:
             f"acceptance {list(acceptance.shape)}: the tree is {tree.depth} deep and "
             f"{tree.ranks.max() + 1} wide, so give as many rows and columns"
         )
+    return float(kept_nodes(tree, acceptance).sum())
+
+
+def kept_nodes(tree: Tree, acceptance: np.ndarray) -> np.ndarray:
+    """`[N]` how likely a round keeps each node."""
     kept = np.ones(tree.size)
     for node, parent in enumerate(tree.parents[1:], start=1):
         kept[node] = kept[parent] * acceptance[tree.depths[node] - 1, tree.ranks[node]]
-    return float(kept.sum())
+    return kept
 
 
 def best_trees(acceptance: np.ndarray, nodes: int) -> Iterator[Tree]:

@@ -14,7 +14,7 @@ from jspec.plan.gate import Passed, gate
 from jspec.plan.published import SHAPES
 from jspec.plan.sources import Work
 from jspec.plan.topologies import devices_of, mesh_on, slice_of
-from jspec.sharding import check, read_sizes
+from jspec.sharding import check, divides, read_sizes
 from jspec.studies.gate_recipe import Cell, CompileGate
 from jspec.studies.programs import drop_programs
 
@@ -71,7 +71,7 @@ def _through(
         for one in gate(
             target, part, mesh, chip, Work(recipe.prompt, recipe.tokens),
             batch=recipe.batch * copies, lesson=(recipe.length, recipe.rows * copies),
-            replicated=_is_indivisible(part, mesh),
+            replicated=not divides(mesh.shape, part.config),
             tick=lambda said: None,
         ):  # fmt: skip
             programs.append(one)
@@ -82,12 +82,3 @@ def _through(
         note(f"  refused: {refused}")
         return Verdict(cell, tuple(programs), refused)
     return Verdict(cell, tuple(programs), "")
-
-
-def _is_indivisible(part: LinenModel | Head, mesh: Mesh) -> bool:
-    """Whether a mesh cannot cut a draft, so that every device has all of it."""
-    try:
-        check(mesh, part.config)
-    except ValueError:
-        return True
-    return False

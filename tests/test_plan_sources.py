@@ -1,0 +1,129 @@
+"""Costs and memory by what a maker declares, and what is refused before anything is allocated."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jspec import transformer
+from jspec.cli.pair import read_draft
+from jspec.formats.huggingface import Checkpoint
+from jspec.models.heads import eagle
+from jspec.plan import sources
+from jspec.plan.accelerators import ACCELERATORS
+from jspec.plan.facts import Exchange, Facts
+from jspec.plan.imagined import imagine
+from jspec.plan.outlook import Outlook, ranked
+from jspec.plan.published import SHAPES
+from jspec.plan.roofline import REACHED, pass_ms
+from jspec.plan.room import Room
+from jspec.plan.sizes import size_of
+from jspec.plan.sources import Contender, Work, declared, measuring
+
+TARGET, CHIP, WORK = transformer(SHAPES["llama3.1-8b"]), ACCELERATORS["h100"], Work(512, 512)
+SMALL = Contender("small", transformer(SHAPES["llama3.2-1b"]))
+
+
+def ways(data: int = 1, fsdp: int = 1, tensor: int = 1) -> dict[str, int]:
+    return {"data": data, "fsdp": fsdp, "tensor": tensor}
+
+
+def source(dtype: str = "bfloat16", **axes: int):
+    return declared(TARGET, CHIP, WORK, ways=ways(**axes), dtype=dtype)
+
+
+def test_copies_share_the_texts():
+    """Four copies of two chips with 64 texts are two chips with 16."""
+    ours, room = source(data=4, tensor=2)(SMALL, 64)
+    theirs, alone = source(tensor=2)(SMALL, 16)
+    assert replace(ours, source="") == replace(theirs, source="")
+    assert room.needed == alone.needed < source(tensor=2)(SMALL, 64)[1].needed
+
+
+def test_a_draft_that_cannot_be_cut_is_whole_on_every_chip():
+    three = Contender("three", transformer(imagine("layers=2,width=384,heads=3", TARGET.config)))
+    costs, room = source(tensor=8)(three, 1)
+    whole = declared(TARGET, CHIP, WORK, ways=ways(tensor=8), dtype="bfloat16", replicated=True)
+    assert (costs, room) == whole(three, 1)
+    assert whole(SMALL, 1)[1].needed > source(tensor=8)(SMALL, 1)[1].needed
+
+
+def test_only_a_small_model_has_a_leaf_to_catch_up_with():
+    head = Contender("head", eagle(replace(TARGET.config, layers=1)))
+    assert source()(SMALL, 1)[0].late == source()(SMALL, 1)[0].guess() > 0
+    assert source()(head, 1)[0].late == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_declared_and_what_is_compiled_are_counted_alike(dtype):
+    size, rows = size_of(TARGET, dtype), 8
+    sums, sent = 2 * size.layers, rows * size.width * size.bytes
+    facts = Facts(
+        seconds=0.0, read=size.read // 2, operations=rows * size.operations / 2, arguments=0,
+        results=0, aliased=0, temporaries=0,
+        exchanges=(Exchange("all-reduce", sums, sums * sent),),
+    )  # fmt: skip
+    ours = facts.ms(CHIP, layers=size.layers, reached=REACHED)
+    theirs = pass_ms(size, CHIP, chips=2, batch=1, rows=rows, context=0)
+    assert ours == pytest.approx(theirs)
+
+
+def test_what_does_not_fit_here_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr(sources, "free_on", lambda device: 10)
+    monkeypatch.setattr(sources, "untrained", lambda *_: pytest.fail("made"))
+    config = replace(TARGET.config, layers=1, width=256, feedforward=256, vocabulary=100)
+    target = Checkpoint(transformer(config), {}, (), Path(), "")
+    find = measuring(target, Work(8, 8), temperature=0.0, dtype="float32", tick=str)
+    draft = Contender("wide", transformer(imagine("layers=1,width=256", config)))
+    with pytest.raises(ValueError, match="^hardware='here': wide at batch 1 needs .* other hard"):
+        find(draft, 1)
+
+
+@pytest.mark.parametrize(
+    ("room", "said"),
+    [
+        # 100 of weights, 10 a text: 20 texts are in 300.
+        (Room(500, 300, "", 100, 40, bytes=2, devices=1), "take a batch of 20 or 2 such devices"),
+        (Room(500, 90, "", 100, 40, bytes=2, devices=4), "take 32 such devices"),
+        (Room(500, 300, "", 400, 1, bytes=4, devices=2), "take bfloat16 or 4 such devices"),
+        (Room(500, 300, "", 400, 1, bytes=2), "take other hardware"),
+    ],
+)
+def test_what_would_fit_is_said(room, said):
+    assert not room.fits
+    assert room.refusal().endswith(said) or said in room.refusal()
+    assert f"({room.needed - room.there:,} bytes) more" in room.refusal()
+
+
+def test_what_would_fit_fits():
+    costs, room = source()(SMALL, 4096)
+    assert not room.fits and costs.plain > 0
+    batch = int(room.refusal().split("a batch of ")[1].split()[0])
+    assert source()(SMALL, batch)[1].fits and not source()(SMALL, batch + 1)[1].fits
+    more = int(room.refusal().split(" such devices")[0].split()[-1])
+    assert source(data=more)(SMALL, 4096)[1].fits
+
+
+def test_what_does_not_fit_is_ranked_last(monkeypatch):
+    from jspec.plan.acceptance import read_acceptance
+    from jspec.plan.outlook import outlooks
+
+    told = []
+    for batch_of, name in ((1, "fits"), (1, "large")):
+        (one,) = outlooks(
+            name, 1, [batch_of], lambda batch: source()(SMALL, batch), read_acceptance("0.7")
+        )
+        told.append(one)
+    fast = replace(told[1].best, tokens_per_second=10 * told[1].best.tokens_per_second)
+    large = replace(told[1], best=fast, room=replace(told[1].room, there=10))
+    assert [one.draft for one in ranked([large, told[0]])] == ["fits", "large"]
+    assert isinstance(large, Outlook)
+
+
+def test_a_target_without_a_tokenizer_is_held_against_a_draft_by_numbers(models, monkeypatch):
+    from jspec import zoo
+
+    monkeypatch.setattr(zoo, "MODELS", models)
+    target = Checkpoint(transformer(SHAPES["opt-125m"]), {}, (), Path(), "")
+    with pytest.raises(ValueError, match="^the target has no tokenizer, and the draft 'zoo:wide'"):
+        read_draft("zoo:wide", target, "float32")
