@@ -161,7 +161,7 @@ def first_best(scores: Array) -> Array:
     """The token with the best of `[..., V]` scores, the first of several: `[...]` int32.
 
     Two plain reductions: on CPU XLA makes vectors of these, and none of the one over pairs that
-    `argmax` is, which takes three to nine times as long.
+    `argmax` is.
     """
     tokens = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
     # Not `>=`: where a score is no number this is token 0, and not none.

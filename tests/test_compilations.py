@@ -1,5 +1,7 @@
 """One compiled program serves everything that is not a shape."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from texts import (
     stopping,
 )
 
-from jspec import autoregress, generate, prompts
+from jspec import autoregress, generate, prompts, transformer
 
 # What is counted hangs on no length.
 TOKENS = 48
@@ -67,6 +69,20 @@ def test_one_compilation_serves_plain_decoding_too(target, params, batch):
     plain_text(target, params, stopping(batch, [7, 33]), TOKENS)
     plain_text(target, near(params, jax.random.key(24), 0.5), batch, TOKENS)
     assert autoregress._cache_size() == compiled
+
+
+def test_rotary_angles_are_computed_once_however_many_layers_there_are(target):
+    def cosines(layers: int) -> int:
+        model = transformer(replace(target.config, layers=layers))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        row = jax.ShapeDtypeStruct((1, 8), np.int32)
+
+        def hidden(params, tokens, positions):
+            return model.forward(params, tokens, positions, np.tri(8, dtype=bool)).hidden
+
+        return jax.jit(hidden).lower(params, row, row).compile().as_text().count(" cosine(")
+
+    assert cosines(1) == cosines(3) > 0
 
 
 def test_another_width_of_prompts_is_another_program(target, params, batch):

@@ -9,7 +9,7 @@ from laws import next_token_law
 from jspec import Sampling, sampling
 from jspec.cuts import keep_min_p
 from jspec.penalties import recall
-from jspec.sampling import noise, pick, warp
+from jspec.sampling import first_best, noise, pick, warp
 
 
 def bare(logits: jax.Array, how: Sampling) -> jax.Array:
@@ -109,6 +109,19 @@ def test_greedy_rows_ignore_the_noise_and_every_cut():
     np.testing.assert_array_equal(dice[0], 0)
     np.testing.assert_array_equal(picked[0], jnp.argmax(logits[0], axis=-1))
     assert np.any(picked[1] != jnp.argmax(logits[1], axis=-1))
+
+
+def test_the_best_token_is_the_first_of_those_that_are_as_good():
+    rng = np.random.default_rng(7)
+    # Few values, so that most rows tie.
+    scores = rng.integers(0, 4, (5, 3, 33)).astype(np.float32)
+    scores[0, 0] = -np.inf
+    scores[1, 1, :30] = -np.inf
+    np.testing.assert_array_equal(first_best(jnp.asarray(scores)), np.argmax(scores, axis=-1))
+    # What is no number makes some token, and not one that there is not.
+    scores[2, 2, 5] = np.nan
+    found = np.asarray(first_best(jnp.asarray(scores)))
+    assert found.dtype == np.int32 and np.all((found >= 0) & (found < 33))
 
 
 def test_noise_is_a_function_of_key_and_position_alone():

@@ -1,6 +1,7 @@
 """The fourth paper's question: what many candidates bring, and deciding as they grow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 
 from jax.sharding import Mesh
 
@@ -48,30 +49,34 @@ def multi_candidate(
     note("the fastest static trees")
     trees = kept("fastest trees", lambda: _fastest(recipe, pair, note))
     note("the best of each kind, side by side")
-    ways = headline(recipe, Records(found), {one.served: one.draft for one in trees})
-    found += kept(HEADLINE, lambda: timed(recipe, pair, HEADLINE, ways))
+    tried = Records(found)
+    for tree in trees:
+        ways, alone = headline(recipe, tried, tree.served, tree.draft), (tree.served,)
+        at = replace(recipe, served=alone)
+        found += kept(
+            f"{HEADLINE} {tree.served:g}", lambda at=at, ways=ways: timed(at, pair, HEADLINE, ways)
+        )
     note("how far each drifts")
     found += kept("drift", lambda: drift(recipe, pair))
     return Records([*found, *trees])
 
 
 def headline(
-    recipe: MultiCandidateStudy, records: Records, trees: Mapping[float, str]
+    recipe: MultiCandidateStudy, records: Records, served: float, fastest: str
 ) -> list[Way]:
-    """What is timed side by side: the baseline and its tree under the coupled rule, and at each
-    temperature the best way of every kind, the fastest tree, and the best coupled way to stop early
-    with slices and without."""
-    ways = [recipe.mcsd, Way("coupled", recipe.baseline), Way("coupled", recipe.deep)]
-    for served in recipe.served:
-        best: dict[str, tuple[float, Way]] = {}
-        for group, tried in recipe.groups().items():
-            for way in tried:
-                speed = records.mean(way.name, group, served, OVER).value
-                best[way.kind] = max(best.get(way.kind, (0.0, way)), (speed, way))
-        ways += [way for _, way in best.values()]
-        ways += [Way("coupled", trees[served])]
-        _, early = best[STOPPING]
-        ways += [early._replace(sliced=False), early._replace(stop="")]
+    """What is timed side by side at a temperature: the baseline and its tree under the coupled
+    rule, the best way of every kind, the `fastest` tree, and the best coupled way to stop early,
+    without slices and without stopping too."""
+    best: dict[str, tuple[float, Way]] = {}
+    for group, tried in recipe.groups().items():
+        for way in tried:
+            speed = records.mean(way.name, group, served, OVER).value
+            best[way.kind] = max(best.get(way.kind, (0.0, way)), (speed, way))
+    _, early = best[STOPPING]
+    ways = [
+        recipe.mcsd, Way("coupled", recipe.baseline), *(way for _, way in best.values()),
+        Way("coupled", fastest), early._replace(sliced=False), early._replace(stop=""),
+    ]  # fmt: skip
     return list(dict.fromkeys(ways))
 
 

@@ -1,6 +1,6 @@
 """What the multi-candidate study found, computed from its records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -53,8 +53,7 @@ class Headline:
 def headlines(recipe: MultiCandidateStudy, records: Records) -> list[Headline]:
     """One for each temperature."""
     trees = fastest_trees(records)
-    ways = headline(recipe, records, trees)
-    return [_headline(recipe, records, ways, served, trees[served]) for served in recipe.served]
+    return [_headline(recipe, records, served, trees[served]) for served in recipe.served]
 
 
 def fastest_trees(records: Records) -> dict[float, str]:
@@ -63,12 +62,10 @@ def fastest_trees(records: Records) -> dict[float, str]:
 
 
 def _headline(
-    recipe: MultiCandidateStudy,
-    records: Records,
-    ways: Sequence[Way],
-    served: float,
-    fastest: str,
+    recipe: MultiCandidateStudy, records: Records, served: float, fastest: str
 ) -> Headline:
+    ways = headline(recipe, records, served, fastest)
+
     def over(way: Way) -> float:
         return records.mean(way.name, HEADLINE, served, OVER).value
 
@@ -126,7 +123,7 @@ def own_best(
     """Of every kind of ways that were timed side by side the fastest, over plain decoding, the
     fastest kind first."""
     found: dict[str, tuple[float, Way]] = {}
-    for way in headline(recipe, records, fastest_trees(records)):
+    for way in headline(recipe, records, served, fastest_trees(records)[served]):
         if way.sliced:
             speed = records.mean(way.name, HEADLINE, served, OVER).value
             found[way.kind] = max(found.get(way.kind, (0.0, way)), (speed, way))
