@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec import ModelConfig, transformer
 from jspec.models.heads import eagle
+from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
 from jspec.plan.compiled import compile_passes, compiled, needed
-from jspec.plan.facts import Exchange, Facts, compile_for, exchanges
+from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges
 from jspec.plan.gate import GIVEN, gate
 from jspec.plan.programs import held, laid, laid_cache, model_passes
 from jspec.plan.sources import Work, launch_of
@@ -123,6 +124,43 @@ def test_time_is_that_of_what_takes_the_longest():
     more = ms(read=8 * 10**9, sent=10**9)
     # A sum is gathered and handed out.
     assert more == pytest.approx(reading + 1e3 * (2e9 / chip.link + 2 * chip.dispatch))
+
+
+class Refused:
+    """A program that XLA refuses."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+    def compile(self):
+        raise RuntimeError(self.said)
+
+
+def test_what_xla_finds_no_room_for_is_told_in_bytes():
+    said = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 24.01G of 15.75G hbm. Exceeded hbm capacity by 8.50G.\n\nTotal hbm usage"
+    )
+    with pytest.raises(Overflow, match=f"^needs some {17 * 2**29:,} bytes more") as caught:
+        compile_for(Refused(said))
+    assert caught.value.over == 17 * 2**29
+    with pytest.raises(RuntimeError, match="^INTERNAL") as other:
+        compile_for(Refused("INTERNAL: something else"))
+    assert not isinstance(other.value, Overflow)
+
+
+def test_a_launch_that_xla_finds_no_room_for_does_not_fit(mesh, monkeypatch):
+    def refuse(*_, **__):
+        raise Overflow(1000)
+
+    chip, work, how = ACCELERATORS["v5e"], Work(64, 32), {"dtype": "bfloat16"}
+    monkeypatch.setattr(sources, "compile_passes", refuse)
+    find = sources.compiling(transformer(CONFIG), chip, mesh, work, **how, tick=str)
+    draft = sources.Contender("small", DRAFT)
+    took, room = find(draft, 8)
+    assert not room.fits and room.needed == int(chip.memory) + 1000
+    told = sources.declared(transformer(CONFIG), chip, work, ways=mesh.shape, **how)
+    assert took == told(draft, 8)[0]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,9 @@ EXCHANGES = "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collect
 ROUNDS = {"all-reduce": 2}
 # An operation's result and its kind; asynchronous ones end in -start and -done.
 _OPERATION = re.compile(rf"= (.+?) ({'|'.join(EXCHANGES)})(-start)?\(")
+# What XLA says of a TPU's memory, in units of 1024.
+_OVER = re.compile(r"Exceeded hbm capacity by ([\d.]+)([KMGT]?)")
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _ARRAY = re.compile(r"\b(pred|[a-z]+?(\d+)(?:e\d\w*)?)\[([\d,]*)\]")
 
 
@@ -69,8 +72,16 @@ class Facts:
         return 1e3 * ((busy + sent) / reached + count * chip.dispatch)
 
 
+class Overflow(RuntimeError):
+    """A program for which a device has too little memory, by `over` bytes as XLA rounds them."""
+
+    def __init__(self, over: int) -> None:
+        super().__init__(f"needs some {over:,} bytes more than the device has")
+        self.over = over
+
+
 def compile_for(lowered: Lowered, *, quickly: bool = False) -> tuple[Compiled, Facts]:
-    """The program, and what there is to say of it.
+    """The program, and what there is to say of it; raises `Overflow` where XLA finds no room.
 
     Args:
       quickly: whether XLA is to make a slower program sooner, where nobody asks for its speed: a
@@ -78,9 +89,18 @@ def compile_for(lowered: Lowered, *, quickly: bool = False) -> tuple[Compiled, F
     """
     started = time.perf_counter()
     with _effort(-1.0) if quickly else contextlib.nullcontext():
-        program = lowered.compile()
+        program = _compile(lowered)
     seconds = time.perf_counter() - started
     return program, facts(program, seconds)
+
+
+def _compile(lowered: Lowered) -> Compiled:
+    try:
+        return lowered.compile()
+    except RuntimeError as error:
+        if (found := _OVER.search(str(error))) is None:
+            raise
+        raise Overflow(int(float(found[1]) * UNITS[found[2]])) from error
 
 
 @contextlib.contextmanager

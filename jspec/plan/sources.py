@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from jspec.bench.drafts import Draft, HeadDraft, ModelDraft
 from jspec.bench.suite import Workload, workload
+from jspec.cache import Cache
 from jspec.config import ModelConfig
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
@@ -30,8 +31,9 @@ from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import observed
 from jspec.plan.accelerators import Accelerator
-from jspec.plan.compiled import NODES, ROWS, compile_passes, compiled, needed
+from jspec.plan.compiled import NODES, ROWS, Compiled, compile_passes, compiled, needed
 from jspec.plan.costs import Costs
+from jspec.plan.facts import Overflow
 from jspec.plan.measured import costs, level_ms
 from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, model_passes
 from jspec.plan.roofline import roofline
@@ -136,20 +138,17 @@ def compiling(
         if not room.fits:
             # XLA would refuse; what it would say of time is declared.
             return guessed(draft, batch)[0], room
-        if batch not in targets:
-            passes = model_passes(target, params, theirs, mesh)
-            targets[batch] = compile_passes(
-                passes, NODES, layers=target.config.layers, name="the target", tick=tick
-            )
-        if isinstance(part, Head):
-            both = HeadParams(own, params, _table(part, target.config, mesh))
-            guesses = head_passes(part, target, both, cache, mesh)
-        else:
-            guesses = model_passes(part, own, cache, mesh)
-        found = compile_passes(guesses, ROWS, layers=part.config.layers, name=draft.name, tick=tick)
-        if isinstance(part, Head):
-            # What it has of its target is there once.
-            found = replace(found, held=held((own, cache)))
+        try:
+            if batch not in targets:
+                passes = model_passes(target, params, theirs, mesh)
+                layers = target.config.layers
+                targets[batch] = compile_passes(
+                    passes, NODES, layers=layers, name="the target", tick=tick
+                )
+            found = _compile_draft(draft, own, cache, target, params, mesh, tick)
+        except Overflow as error:
+            over = int(chip.memory) + error.over
+            return guessed(draft, batch)[0], replace(room, needed=over, source="compiled")
         took = _with_late(compiled(targets[batch], found, chip), draft)
         return took, replace(room, needed=needed(targets[batch], found), source="compiled")
 
@@ -272,6 +271,25 @@ def _table(part: Head, target: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct 
 
 def _rules(part: LinenModel | Head, ways: Mapping[str, int], replicated: bool) -> Rules:
     return REPLICATED if on_each(part, ways, replicated) else RULES
+
+
+def _compile_draft(
+    draft: Contender,
+    own: Params,
+    cache: Cache,
+    target: LinenModel,
+    params: Params,
+    mesh: Mesh,
+    tick: Callable[[str], None],
+) -> Compiled:
+    """The passes of a draft; what a head has of its target is there once."""
+    part = draft.part
+    how = {"layers": part.config.layers, "name": draft.name, "tick": tick}
+    if not isinstance(part, Head):
+        return compile_passes(model_passes(part, own, cache, mesh), ROWS, **how)
+    both = HeadParams(own, params, _table(part, target.config, mesh))
+    found = compile_passes(head_passes(part, target, both, cache, mesh), ROWS, **how)
+    return replace(found, held=held((own, cache)))
 
 
 def _with_late(costs: Costs, draft: Contender) -> Costs:
