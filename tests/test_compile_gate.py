@@ -11,7 +11,7 @@ from jspec.plan import published
 from jspec.plan.gate import Passed
 from jspec.studies import compile_gate as study_of_gates
 from jspec.studies import gate_report
-from jspec.studies.compile_gate import Verdict
+from jspec.studies.compile_gate import Verdict, compilers
 from jspec.studies.gate_recipe import PAIRS, Cell, CompileGate
 
 SMALL = ModelConfig(
@@ -35,7 +35,7 @@ def words(tmp_path, *more: str) -> list[str]:
 
 def test_every_launch_is_taken_through_once(small, tmp_path, capsys, monkeypatch):
     asked = words(tmp_path, f"cells={CELLS[0]}")
-    assert main(asked) == 0, capsys.readouterr().err
+    code = main(asked)
     said = json.loads(capsys.readouterr().out)["findings"]
     folder = tmp_path / "compile_gate"
     (cell,) = json.loads((folder / "results.json").read_text())["cells"]
@@ -44,10 +44,14 @@ def test_every_launch_is_taken_through_once(small, tmp_path, capsys, monkeypatch
     # What is compiled here and not for a TPU may read more; nothing else is wrong.
     wrong = [one["wrong"] for one in cell["programs"] if one["wrong"]]
     assert all("reads" in one for one in wrong) and cell["passed"] == (not wrong)
-    assert said[0] == f"{int(not wrong)} of 1 launches pass."
+    assert said[0] == f"{int(not wrong)} of 1 launches pass." and code == bool(wrong)
+    assert cell["versions"] == compilers() and cell["date"].startswith("2")
     assert "| small | small | v5e:2x4 | data=2,tensor=4 |" in (folder / "report.md").read_text()
     monkeypatch.setattr(study_of_gates, "gate", lambda *_, **__: pytest.fail("compiled again"))
-    assert main(asked) == 0
+    monkeypatch.setattr(study_of_gates, "compilers", lambda: "others")
+    assert main(asked) == code
+    # What was compiled before is told as what it is.
+    assert compilers() in (folder / "report.md").read_text()
 
 
 def test_a_mesh_that_cuts_no_heads_is_refused_by_name(small, tmp_path, capsys):
@@ -61,7 +65,7 @@ def test_what_xla_refuses_is_kept_and_told(small, tmp_path, capsys, monkeypatch)
         raise RuntimeError("RESOURCE_EXHAUSTED: of memory\nthere is none")
 
     monkeypatch.setattr(study_of_gates, "gate", refusing)
-    assert main(words(tmp_path, f"cells={CELLS[0]}")) == 0
+    assert main(words(tmp_path, f"cells={CELLS[0]}")) == 1
     count, why = json.loads(capsys.readouterr().out)["findings"]
     assert count == "0 of 1 launches pass."
     assert why == f"{CELLS[0]}: RESOURCE_EXHAUSTED: of memory there is none"
@@ -72,7 +76,10 @@ def test_what_is_wrong_is_told_beside_what_passes(tmp_path):
     wrong = Passed("commit", 1.0, 5, 9, 0, None, 2, "devices exchange 2 times")
     recipe = CompileGate(output=str(tmp_path))
     recipe.folder.mkdir(parents=True)
-    said = gate_report.write(recipe, [Verdict(cell, (FINE,), ""), Verdict(cell, (FINE, wrong), "")])
+    made = "", "jax 1", "2026-01-01"
+    found = [Verdict(cell, (FINE,), *made), Verdict(cell, (FINE, wrong), *made)]
+    said = gate_report.write(recipe, found)
+    assert gate_report.passed(found[:1]) and not gate_report.passed(found)
     assert said[0] == "1 of 2 launches pass."
     assert said[1].endswith("commit devices exchange 2 times")
 

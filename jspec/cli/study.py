@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 
 class Experiment(NamedTuple):
-    """A study: its recipe, what it is made of, what measures, and what writes that down and says
-    what was found."""
+    """A study: its recipe, what it is made of, what measures, what writes that down and says what
+    was found, and whether all is as it should be, where it is a test."""
 
     recipe: "type[Recipe]"
     material: "Callable[..., Any]"
     run: "Callable[..., Records | None]"
     write: "Callable[[Any, Records], list[str]]"
+    passed: "Callable[[Any], bool]" = lambda found: True
 
 
 def experiments() -> dict[str, Experiment]:
@@ -63,7 +64,9 @@ def experiments() -> dict[str, Experiment]:
             MultiCandidateStudy, _pair, multi_candidate, multi_report.write
         ),
         "draft-shape": Experiment(DraftShapeStudy, _targets, draft_shape, shape_report.write),
-        "compile-gate": Experiment(CompileGate, _parts, compile_gate, gate_report.write),
+        "compile-gate": Experiment(
+            CompileGate, _parts, compile_gate, gate_report.write, gate_report.passed
+        ),
     }
 
 
@@ -109,7 +112,7 @@ class Study(Verb):
         else:
             note("\n".join(found))
             note(f"{recipe.name}: written to {recipe.folder / 'report.md'}")
-        return DONE
+        return DONE if experiment.passed(records) else FAILED
 
     def _recipe(self, kind: "type[Recipe]") -> "Recipe":
         given = [word for word in self.words if "=" not in word]

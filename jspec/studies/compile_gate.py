@@ -1,8 +1,11 @@
 """The gate before a launch: all of its programs, compiled from shapes."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib import metadata
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from jspec.distill.checkpoints import Note
@@ -20,11 +23,14 @@ from jspec.studies.programs import drop_programs
 
 
 class Verdict(NamedTuple):
-    """A launch at the gate: its programs as far as they compiled, and what XLA refused."""
+    """A launch at the gate: its programs as far as they compiled, what XLA refused, and the
+    `versions` and the date of what compiled them."""
 
     cell: Cell
     programs: tuple[Passed, ...]
     refused: str
+    versions: str
+    date: str
 
     @property
     def passed(self) -> bool:
@@ -50,12 +56,21 @@ def compile_gate(
             verdict = _through(recipe, cell, target, parts(cell.draft, target), note)
             file.parent.mkdir(parents=True, exist_ok=True)
             programs = [asdict(one) for one in verdict.programs]
-            write_json(file, {"programs": programs, "refused": verdict.refused})
+            write_json(file, {**verdict._asdict(), "cell": cell.name, "programs": programs})
             drop_programs()
         told = read_json(file)
         programs = tuple(Passed(**one) for one in told["programs"])
-        found.append(Verdict(cell, programs, told["refused"]))
+        found.append(Verdict(**{**told, "cell": cell, "programs": programs}))
     return found
+
+
+def compilers() -> str:
+    """The versions of what compiles here."""
+    try:
+        libtpu = metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        libtpu = "none"
+    return f"jax {jax.__version__}, libtpu {libtpu}"
 
 
 def _through(
@@ -67,6 +82,7 @@ def _through(
     check(mesh, target.config)
     copies = mesh.shape["data"] * mesh.shape["fsdp"]
     programs: list[Passed] = []
+    made = compilers(), datetime.now(UTC).date().isoformat()
     try:
         for one in gate(
             target, part, mesh, chip, Work(recipe.prompt, recipe.tokens),
@@ -80,5 +96,5 @@ def _through(
         # What XLA refuses, above all what does not fit.
         refused = " ".join(str(error).split())[:400]
         note(f"  refused: {refused}")
-        return Verdict(cell, tuple(programs), refused)
-    return Verdict(cell, tuple(programs), "")
+        return Verdict(cell, tuple(programs), refused, *made)
+    return Verdict(cell, tuple(programs), "", *made)

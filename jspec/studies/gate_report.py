@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-
 from jspec.bench.machine import machine
 from jspec.formats.folder import write_json, write_text
 from jspec.memory import GIGABYTE
@@ -14,36 +12,34 @@ from jspec.studies.writing import table
 
 COLUMNS = (
     "target", "draft", "slice", "mesh", "passes", "GB to generate", "GB to distil",
-    "read over weights and cache", "seconds to compile",
+    "read over weights and cache", "seconds to compile", "compiled by",
 )  # fmt: skip
 
 
 def write(recipe: CompileGate, found: Sequence[Verdict]) -> list[str]:
     """Writes report and numbers below `output/name`; the answers."""
-    from importlib import metadata
-
-    try:
-        compiler = metadata.version("libtpu")
-    except metadata.PackageNotFoundError:
-        compiler = "none"
-    versions = f"jax {jax.__version__}, libtpu {compiler}"
     said = list(_answers(found))
     write_json(
         recipe.folder / "results.json",
         {
             "study": recipe.record(),
-            "setting": {**machine(), "libtpu": compiler},
+            "setting": machine(),
             "findings": said,
             "cells": [_record(one) for one in found],
         },
     )
-    write_text(recipe.folder / "report.md", "\n".join(_lines(recipe, found, said, versions)) + "\n")
+    write_text(recipe.folder / "report.md", "\n".join(_lines(recipe, found, said)) + "\n")
     return said
 
 
+def passed(found: Sequence[Verdict]) -> bool:
+    """Whether all launches pass."""
+    return all(one.passed for one in found)
+
+
 def _answers(found: Sequence[Verdict]) -> Iterator[str]:
-    passed = sum(one.passed for one in found)
-    yield f"{passed} of {len(found)} launches pass."
+    count = sum(one.passed for one in found)
+    yield f"{count} of {len(found)} launches pass."
     for one in found:
         if not one.passed:
             yield f"{one.cell.name}: {_wrong(one)}"
@@ -60,13 +56,15 @@ def _record(one: Verdict) -> dict[str, Any]:
         **one.cell._asdict(),
         "passed": one.passed,
         "refused": one.refused,
+        "versions": one.versions,
+        "date": one.date,
         "programs": programs,
     }
 
 
-def _lines(
-    recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str], versions: str
-) -> Iterator[str]:
+def _lines(recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str]) -> Iterator[str]:
+    # Those that were compiled earlier may be of other versions.
+    versions = "; ".join(dict.fromkeys(f"{one.versions}, {one.date}" for one in found))
     yield "# Which launches compile\n"
     yield (
         f"Prefill, refill, a round of five nodes, commit and a step of distillation, compiled from "
@@ -93,4 +91,5 @@ def _row(one: Verdict) -> list[str]:
         f"{step.memory / GIGABYTE:.2f}" if step else "",
         f"{once.read:.2f}" if once and once.read is not None else "",
         f"{sum(program.seconds for program in one.programs):.0f}",
+        f"{one.versions}, {one.date}",
     ]
