@@ -109,7 +109,8 @@ def test_the_designed_draft_is_held_against_the_best_of_more_layers():
 def test_how_far_off_it_was_is_what_is_told(off):
     found = foretelling(RECIPE, told(off))
     assert found.median == pytest.approx(abs(off)) and len(found.errors) == 2 * len(DRAFTS)
-    assert list(found.order.values()) == pytest.approx([1.0])
+    for taus in (found.order, found.chains):
+        assert list(taus.values()) == pytest.approx([1.0])
 
 
 def test_a_machine_of_known_costs_is_foretold():

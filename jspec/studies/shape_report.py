@@ -43,7 +43,10 @@ def write(recipe: DraftShapeStudy, records: Records) -> list[str]:
         "foretelling": {
             "median_error": told.median,
             "errors": told.errors.tolist(),
-            "kendall": [{**place._asdict(), "tau": tau} for place, tau in told.order.items()],
+            "kendall": [
+                {**place._asdict(), "drafts": tau, "chains": told.chains[place]}
+                for place, tau in told.order.items()
+            ],
         },
     }
     publish(recipe, records, about, said, computed, _lines(recipe, found, said, about, drawn))
@@ -65,11 +68,15 @@ def answers(
             f"more, {one.ordinary.draft} (the paper's designed drafts gained {PUBLISHED[0]:.0%} to "
             f"{PUBLISHED[1]:.0%})."
         )
-    taus = ", ".join(f"{tau:.2f} ({_where(place)})" for place, tau in told.order.items())
+    chains, drafts = (
+        ", ".join(f"{tau:.2f} ({_where(place)})" for place, tau in taus.items())
+        for taus in (told.chains, told.order)
+    )
     yield (
         f"Foretold from rounds along other chains, and from what was kept on the same prompts: of "
         f"{len(told.errors)} experiments the median error is {told.median:.1%} of tokens a second, "
-        f"and Kendall's tau of the drafts' order is {taus}."
+        f"and Kendall's tau of the order of all chains, drafts by depths, is {chains}; of the "
+        f"drafts alone, each at its best depth, {drafts}."
     )
 
 
