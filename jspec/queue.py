@@ -77,9 +77,16 @@ def _texts(
             if seats[row] < count:
                 newcomer = _rows(prompts, seats[row][None])
                 fresh = decode.begin(params, draft, newcomer, **models, tokens=tokens)
-                state = _seat(state, fresh, row)
+                state = seat(state, fresh, row)
             else:
                 state = state.replace(done=state.done.at[row].set(VACANT))
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def seat(state: State, fresh: State, row: Array) -> State:
+    """Puts the only row of `fresh` in the place of one of `state`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
+    return jax.tree.map(put, state, fresh)
 
 
 @functools.partial(
@@ -121,10 +128,3 @@ def _text(state: State, prompts: Prompts, row: Array, *, tokens: int) -> Generat
     """What one row of the batch has written after its prompt."""
     alone = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), state)
     return written(alone, prompts, tokens=tokens)
-
-
-@functools.partial(jax.jit, donate_argnames=("state",))
-def _seat(state: State, fresh: State, row: Array) -> State:
-    """Puts the only row of `fresh` in the place of one of `state`."""
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
-    return jax.tree.map(put, state, fresh)

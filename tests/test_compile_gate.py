@@ -18,6 +18,7 @@ SMALL = ModelConfig(
     vocabulary=96, width=32, feedforward=64, layers=2, heads=8, kv_heads=4, channels=8, context=256
 )
 CELLS = ("small/small/v5e:2x4/data=2,tensor=4", "small/eagle/v5e:2x4/tensor=8")
+PROGRAMS = ["prefill", "refill", "seat", "round", "commit", "generation", "step"]
 FINE = Passed("round", 2.0, 10**9, 100, 100, 1.01, 3, "")
 
 
@@ -40,7 +41,7 @@ def test_every_launch_is_taken_through_once(small, tmp_path, capsys, monkeypatch
     folder = tmp_path / "compile_gate"
     (cell,) = json.loads((folder / "results.json").read_text())["cells"]
     names = [one["program"] for one in cell["programs"]]
-    assert names == ["prefill", "refill", "round", "commit", "step"]
+    assert names == PROGRAMS
     # What is compiled here and not for a TPU may read more; nothing else is wrong.
     wrong = [one["wrong"] for one in cell["programs"] if one["wrong"]]
     assert all("reads" in one for one in wrong) and cell["passed"] == (not wrong)

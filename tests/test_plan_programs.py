@@ -1,6 +1,7 @@
 """What compiled programs say of themselves, and programs lowered from shapes alone."""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -14,7 +15,7 @@ from jspec.models.heads import eagle
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
 from jspec.plan.compiled import compile_passes, compiled, needed
-from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges
+from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges, facts
 from jspec.plan.gate import GIVEN, gate
 from jspec.plan.programs import held, laid, laid_cache, model_passes
 from jspec.plan.sources import Work, launch_of
@@ -22,6 +23,7 @@ from jspec.plan.topologies import mesh_on
 from jspec.plan.traffic import bytes_read, size_of
 from jspec.sharding import make_mesh
 
+PROGRAMS = ["prefill", "refill", "seat", "round", "commit", "generation", "step"]
 CONFIG = ModelConfig(
     vocabulary=96, width=32, feedforward=64, layers=2, heads=8, kv_heads=4, channels=8, context=256
 )
@@ -188,7 +190,7 @@ def test_a_launch_of_shapes_goes_through_the_gate(part, mesh):
             batch=4, lesson=(32, 4), tick=lambda said: None,
         )
     }  # fmt: skip
-    assert list(found) == ["prefill", "refill", "round", "commit", "step"]
+    assert list(found) == PROGRAMS
     for one in found.values():
         assert one.aliased >= GIVEN * one.given and one.memory > 0
     assert found["commit"].exchanges == 0 < found["round"].exchanges
@@ -204,6 +206,17 @@ def test_what_is_not_as_it_should_be_is_said(mesh):
         )
     )  # fmt: skip
     assert first.wrong == f"needs {first.memory - 1000:,} bytes more than tiny has"
+
+
+def test_a_newcomer_is_begun_beside_the_texts_that_are_being_written(mesh):
+    launch = launch_of(transformer(CONFIG), DRAFT, mesh, Work(64, 32), batch=4, dtype="bfloat16")
+    passed = gate(
+        transformer(CONFIG), DRAFT, mesh, ACCELERATORS["v5e"], Work(64, 32),
+        batch=4, lesson=(32, 4), tick=lambda said: None,
+    )  # fmt: skip
+    refill = {one.program: one for one in itertools.islice(passed, 2)}["refill"]
+    alone = facts(launch.refill().compile()).memory
+    assert refill.memory == alone + held(launch.state(launch.prefill().compile()))
 
 
 def test_the_state_of_a_round_is_that_of_its_prefill(mesh):

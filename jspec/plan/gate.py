@@ -26,8 +26,8 @@ class Passed:
     """A program at the gate.
 
     Attributes:
-      memory: bytes of a device that it needs; given: bytes of what it takes the place of, and
-        aliased, how many of these it does.
+      memory: bytes of a device that it needs, with what lies beside it; given: bytes of what it
+        takes the place of, and aliased, how many of these it does.
       read: of a round, bytes that it accesses over those of weights and caches; else None.
       exchanges: how often devices exchange.
       wrong: what it should not do, in words; empty if it is as it should be.
@@ -60,8 +60,8 @@ def gate(
     replicated: bool = False,
     tick: Callable[[str], None],
 ) -> Iterator[Passed]:
-    """Compiles prefill, refill, a round, commit and a step of distillation, from shapes; of a round
-    XLA is asked for a fast program, as it would run.
+    """Compiles prefill, refill, what seats a newcomer, a round, commit, the whole generation and a
+    step of distillation, from shapes; of a round XLA is asked for a fast program, as it would run.
 
     Args:
       replicated: whether every device has all of the draft.
@@ -72,8 +72,12 @@ def gate(
     program, prefill = compile_for(launch.prefill(), quickly=True)
     yield _passed("prefill", prefill, chip)
     tick("refill")
-    yield _passed("refill", compile_for(launch.refill(), quickly=True)[1], chip)
     state = launch.state(program)
+    newcomer, refill = compile_for(launch.refill(), quickly=True)
+    yield _passed("refill", refill, chip, beside=held(state))
+    tick("seat")
+    seated = compile_for(launch.seat(state, launch.fresh(newcomer)), quickly=True)[1]
+    yield _passed("seat", seated, chip, given=held((state.cache, state.drafter.cache)))
     tick("round")
     once = compile_for(launch.round(state))[1]
     yield _passed(
@@ -86,6 +90,8 @@ def gate(
     tick("commit")
     moved = compile_for(launch.commit(state), quickly=True)[1]
     yield _passed("commit", moved, chip, given=held(state.cache), quiet=True)
+    tick("generation")
+    yield _passed("generation", compile_for(launch.generation(), quickly=True)[1], chip)
     tick("step of distillation")
     length, rows = lesson
     lowered, taught = step_program(recipe_for(part, length=length, batch=rows), target, part, mesh)
@@ -98,23 +104,23 @@ def _passed(
     chip: Accelerator,
     *,
     given: int = 0,
+    beside: int = 0,
     read: float | None = None,
     quiet: bool = False,
 ) -> Passed:
-    """`quiet`: whether devices may exchange nothing."""
+    """`beside`: bytes that are held meanwhile; `quiet`: whether devices may exchange nothing."""
     count = sum(one.count for one in facts.exchanges)
+    memory = facts.memory + beside
     wrong = []
-    if facts.memory > chip.memory:
-        wrong.append(f"needs {facts.memory - int(chip.memory):,} bytes more than {chip.name} has")
+    if memory > chip.memory:
+        wrong.append(f"needs {memory - int(chip.memory):,} bytes more than {chip.name} has")
     if facts.aliased < GIVEN * given:
         wrong.append(f"writes over {facts.aliased:,} of {given:,} bytes that it is given")
     if read is not None and read > READ:
         wrong.append(f"reads {read:.2f} times its weights and caches")
     if quiet and count:
         wrong.append(f"devices exchange {count} times")
-    return Passed(
-        name, facts.seconds, facts.memory, given, facts.aliased, read, count, "; ".join(wrong)
-    )
+    return Passed(name, facts.seconds, memory, given, facts.aliased, read, count, "; ".join(wrong))
 
 
 def _share(facts: Facts, launch: Launch, state: Any) -> float:

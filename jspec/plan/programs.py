@@ -19,6 +19,7 @@ from jspec.decode import begin, generate, speculate
 from jspec.draft.protocol import Drafter
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, LinenPart, Params
+from jspec.queue import seat
 from jspec.ragged import Prompts
 from jspec.sampling import sampling
 from jspec.sharding import RULES, Rules, shardings
@@ -49,11 +50,12 @@ class Launch:
         return self._on_mesh(begin.lower, *self._told(), **self._names(), tokens=self.tokens)
 
     def refill(self) -> Lowered:
-        """The same for one text, which then takes the place of one that is done."""
-        alone = jax.tree.map(lambda x: _first_row(x, self.mesh), self._prompts())
-        return self._on_mesh(
-            begin.lower, self.params, self.draft, alone, **self._names(), tokens=self.tokens
-        )
+        """The same for one text."""
+        return self._on_mesh(begin.lower, *self._alone(), **self._names(), tokens=self.tokens)
+
+    def seat(self, state: Any, fresh: Any) -> Lowered:
+        """What puts a text that a refill has begun in the place of one that is done."""
+        return self._on_mesh(seat.lower, state, fresh, _whole(self.mesh, (), jnp.int32))
 
     def round(self, state: Any) -> Lowered:
         """One round, which takes the place of the `state` that it is given."""
@@ -78,8 +80,8 @@ class Launch:
             jax.jit(commit, donate_argnums=0).lower, state.cache, Block(*block), path, count
         )
 
-    def whole(self) -> Lowered:
-        """Everything from prompts to texts."""
+    def generation(self) -> Lowered:
+        """Everything from prompts to texts, as one program."""
         prompts = self._told()
         return self._on_mesh(
             generate.lower, *prompts, *self._chance(), **self._names(), tokens=self.tokens
@@ -87,14 +89,27 @@ class Launch:
 
     def state(self, prefill: Any) -> Any:
         """The state that a compiled `prefill` leaves, as shapes that lie where it leaves them."""
+        return self._begun(self._told(), prefill)
+
+    def fresh(self, refill: Any) -> Any:
+        """The same of one text, which a compiled `refill` leaves."""
+        return self._begun(self._alone(), refill)
+
+    def _begun(self, told: tuple[Any, ...], compiled: Any) -> Any:
         with jax.set_mesh(self.mesh):
             shapes = jax.eval_shape(
-                functools.partial(begin, **self._names(), tokens=self.tokens), *self._told()
+                functools.partial(begin, **self._names(), tokens=self.tokens), *told
             )
-        return jax.tree.map(_placed, shapes, prefill.output_shardings)
+        return jax.tree.map(_placed, shapes, compiled.output_shardings)
 
     def _told(self) -> tuple[Any, ...]:
         return self.params, self.draft, self._prompts()
+
+    def _alone(self) -> tuple[Any, ...]:
+        alone = jax.tree.map(
+            lambda x: _whole(self.mesh, (1, *x.shape[1:]), x.dtype), self._prompts()
+        )
+        return self.params, self.draft, alone
 
     def _names(self) -> dict[str, Any]:
         return {"target": self.target, "drafter": self.drafter, "rule": self.rule}
@@ -209,6 +224,5 @@ def _placed(x: jax.ShapeDtypeStruct, home: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home)
 
 
-def _first_row(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    home = NamedSharding(mesh, PartitionSpec())
-    return jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype, sharding=home)
+def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))

@@ -67,12 +67,13 @@ def _lines(recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str]) -
     versions = "; ".join(dict.fromkeys(f"{one.versions}, {one.date}" for one in found))
     yield "# Which launches compile\n"
     yield (
-        f"Prefill, refill, a round of five nodes, commit and a step of distillation, compiled from "
-        f"shapes for TPU slices that are not there ({versions}), in bfloat16: {recipe.batch} texts "
-        f"for each copy of the weights, prompts of {recipe.prompt} tokens and {recipe.tokens} new "
-        f"ones; {recipe.rows} rows of {recipe.length} tokens a step for each copy. A launch passes "
-        "if all fit the memory of a chip, a round, commit and step write over what they are given, "
-        "commit exchanges nothing, and a round reads no more than 1.15 times weights and caches."
+        f"Prefill, refill, what seats a newcomer, a round of five nodes, commit, the whole of a "
+        f"generation and a step of distillation, compiled from shapes for TPU slices that are not "
+        f"there ({versions}), in bfloat16: {recipe.batch} texts for each copy of the weights, "
+        f"prompts of {recipe.prompt} tokens and {recipe.tokens} new ones; {recipe.rows} rows of "
+        f"{recipe.length} tokens a step for each copy. A launch passes if all fit the memory of a "
+        "chip, seat, round, commit and step write over what they are given, commit exchanges "
+        "nothing, and a round reads no more than 1.15 times weights and caches."
     )
     yield "\n## What was found\n"
     yield from (f"- {line}" for line in said)
@@ -82,8 +83,8 @@ def _lines(recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str]) -
 
 def _row(one: Verdict) -> list[str]:
     by_name = {program.program: program for program in one.programs}
-    serving = [by_name[name].memory for name in ("prefill", "round") if name in by_name]
     step, once = by_name.get("step"), by_name.get("round")
+    serving = [program.memory for name, program in by_name.items() if name != "step"]
     return [
         *one.cell,
         "yes" if one.passed else "no",
