@@ -13,6 +13,7 @@ from jspec.plan.imagined import describe, imagine, read_count, shapes
 from jspec.plan.published import SHAPES
 from jspec.plan.roofline import pass_ms, roofline
 from jspec.plan.sizes import parameters_of, size_of, size_of_head
+from jspec.sharding import divides
 
 TARGET = SHAPES["llama3.1-8b"]
 
@@ -105,6 +106,16 @@ def test_searched_shapes_are_the_widest_within_the_budget_and_differ():
         )  # fmt: skip
         assert parameters_of(one) <= budget
         assert parameters_of(wider) > budget or wider.width > target.width
+
+
+@pytest.mark.parametrize(("chips", "some"), [(4, True), (64, False)])
+def test_searched_shapes_are_such_as_the_mesh_cuts_where_it_cuts_any(chips, some):
+    target, ways = replace(TARGET, layers=1), {"data": 1, "fsdp": 1, "tensor": chips}
+    found = list(shapes(target, lambda one: True, lambda one: divides(ways, one)))
+    assert found and all(divides(ways, one) == some for one in found)
+    # What fits is sought among what can be cut alone: 5 heads would fit as well.
+    found = list(shapes(target, lambda one: one.heads <= 5, lambda one: one.heads % 4 == 0))
+    assert {one.heads for one in found} == {4}
 
 
 @pytest.mark.parametrize("name", ["opt-125m", "qwen3-0.6b"])

@@ -1,7 +1,7 @@
 """What `jspec plan` computes: costs, acceptance, and shapes that are searched."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from jspec.bench import settings
@@ -21,13 +21,16 @@ ASSUMED = "0.7"
 # Held-out prompts that are decoded where acceptance is measured, and how far and wide is guessed.
 PROMPTS, PROMPT_LENGTH, TOKENS, DEPTH, WIDTH = 16, 64, 128, 8, 4
 FOUND = 8  # shapes that a search shows
+ALONE = {"data": 1, "fsdp": 1, "tensor": 1}  # one device
 
 
 class Sources(NamedTuple):
-    """Where costs come from, and where they come from at no cost, if anywhere."""
+    """Where costs come from, where they come from at no cost, if anywhere, and how many chips lie
+    along each axis of the mesh that they are of."""
 
     source: "Source"
     cheap: "Source | None"
+    ways: Mapping[str, int]
 
 
 def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
@@ -44,7 +47,8 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
         )
     if asked.hardware == HERE:
         how = {"temperature": asked.temperature, "dtype": asked.numbers}
-        return Sources(remembering(measuring(target.trained, work, **how, tick=tick)), None)
+        source = remembering(measuring(target.trained, work, **how, tick=tick))
+        return Sources(source, None, ALONE)
     how = {"dtype": asked.numbers, "replicated": asked.replicate_draft}
     sizes = read_sizes(asked.mesh)
     wanted = slice_of(asked.hardware)
@@ -54,7 +58,7 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
         check(mesh, target.model.config)
         guessed = declared(target.model, chip, work, ways=mesh.shape, **how)
         found = compiling(target.model, chip, mesh, work, **how, tick=tick)
-        return Sources(remembering(found), guessed)
+        return Sources(remembering(found), guessed, mesh.shape)
     name, _, count = asked.hardware.partition(":")
     chip, chips = accelerator(name), _count(asked.hardware, count)
     if sizes and (set(sizes) != {"tensor"} or math.prod(sizes.values()) != chips):
@@ -62,7 +66,7 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
             f"mesh={asked.mesh!r}: what a maker declares is planned for tensor={chips} on "
             f"{asked.hardware}; other meshes are compiled for (v5e:2x4, say)"
         )
-    ways = {"data": 1, "fsdp": 1, "tensor": chips}
+    ways = {**ALONE, "tensor": chips}
     if not divides(ways, target.model.config):
         raise ValueError(
             f"hardware={asked.hardware!r}: {chips} do not divide the heads and the feed-forward of "
@@ -70,7 +74,7 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
             "(v5e:4x4 and data=2,tensor=8, say)"
         )
     found = declared(target.model, chip, work, ways=ways, **how)
-    return Sources(found, found)
+    return Sources(found, found, ways)
 
 
 def outlooks_of(
@@ -147,6 +151,7 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
     from jspec.plan.outlook import chains
     from jspec.plan.sizes import parameters_of
     from jspec.plan.sources import Contender
+    from jspec.sharding import divides
 
     said = asked.acceptance not in ("", MEASURED)
     same, batch = read_acceptance(asked.acceptance if said else ASSUMED), asked.batch[0]
@@ -154,6 +159,9 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
 
     def contender(shape: "ModelConfig") -> "Contender":
         return Contender(describe(shape), transformer(shape))
+
+    def cuts(shape: "ModelConfig") -> bool:
+        return asked.replicate_draft or divides(sources.ways, shape)
 
     def quick(shape: "ModelConfig") -> bool:
         return not asked.latency or source(contender(shape), batch)[0].guess() <= asked.latency
@@ -167,10 +175,10 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
     config = target.model.config
     if asked.parameters:
         budget = read_count(asked.parameters)
-        within = shapes(config, lambda shape: parameters_of(shape) <= budget)
+        within = shapes(config, lambda shape: parameters_of(shape) <= budget, cuts)
         kept = [one for one in within if 2 * parameters_of(one) >= budget and quick(one)]
     else:
-        kept = list(shapes(config, quick))
+        kept = list(shapes(config, quick, cuts))
     if not kept:
         raise ValueError(
             f"parameters={asked.parameters!r}, latency={asked.latency}: no shape is within both: "

@@ -56,9 +56,14 @@ def draft_of(target: ModelConfig, **sizes: int) -> ModelConfig:
     )
 
 
-def shapes(target: ModelConfig, fits: Callable[[ModelConfig], bool]) -> Iterator[ModelConfig]:
+def shapes(
+    target: ModelConfig,
+    fits: Callable[[ModelConfig], bool],
+    cuts: Callable[[ModelConfig], bool] = lambda shape: True,
+) -> Iterator[ModelConfig]:
     """Draft shapes: for each number of layers, proportion of the feed-forward and share of the
-    width that attention has, the widest that `fits`, no wider than the target."""
+    width that attention has, the widest that `fits`, no wider than the target, of those that a
+    mesh `cuts`, or of all where it cuts none."""
     most = min(WIDEST, target.width // target.channels)
     for layers, times, share in itertools.product(LAYERS, FEEDFORWARD, ATTENTION):
         if layers > target.layers:
@@ -75,6 +80,7 @@ def shapes(target: ModelConfig, fits: Callable[[ModelConfig], bool]) -> Iterator
             )
             for heads in range(share, most + 1)
         ]
+        widths = [one for one in widths if cuts(one)] or widths
         # A wider one is larger and slower, so that one that fits is the last of those that do.
         count = bisect.bisect_left(widths, True, key=lambda one: not fits(one))
         if count:
