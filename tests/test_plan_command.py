@@ -1,12 +1,15 @@
 """`jspec plan`, as a user meets it."""
 
+import functools
 import importlib.util
 import json
 
 import pytest
 
 from jspec.cli.main import main
-from jspec.plan import topologies
+from jspec.plan import sources, topologies
+from jspec.plan.measured import costs
+from jspec.tree import Tree
 
 ELSEWHERE = ["plan", "--target", "llama3.1-8b", "--hardware", "h100"]
 
@@ -84,7 +87,9 @@ def test_a_search_ranks_shapes_within_its_budget_and_draws_them(capsys, tmp_path
     assert found["pictures"] == [str(picture)] and picture.stat().st_size > 10_000
 
 
-def test_this_machine_is_measured(capsys, small_zoo):
+def test_this_machine_is_measured(capsys, small_zoo, monkeypatch):
+    few = functools.partial(costs, probes=(Tree.chain(1), Tree.chain(3)))
+    monkeypatch.setattr(sources, "costs", few)
     found = planned(
         capsys, "plan", "--drafts", "zoo:wide", "layers=1,width=16,channels=8", "--context", "48"
     )
