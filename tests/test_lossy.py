@@ -228,7 +228,7 @@ def test_roots_are_drawn_by_the_targets_parameters():
 
 
 def test_who_makes_the_drafter_is_told_what_it_does_to_the_text():
-    with pytest.warns(LossyWarning, match="total variation of .23 to .28") as caught:
+    with pytest.warns(LossyWarning, match="off its law by a total variation of .16") as caught:
         TargetStartedDrafter(SmallModelDrafter(enumerable, FORK), enumerable)
     assert len(caught) == 1 and caught[0].filename == __file__
 
