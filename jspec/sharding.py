@@ -138,10 +138,26 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     def home(axis: Any, size: int) -> Any:
         if axis is None or axis is ANYWHERE:
             return axis
-        homes = RULES.get(axis, ())
-        while size % math.prod(mesh.shape[home] for home in homes):
-            homes = homes[:-1]
-        return homes or None
+        return cutting(axis, size, mesh.shape) or None
 
     spec = PartitionSpec(*map(home, axes, x.shape))
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def cutting(axis: str, size: int, ways: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes of a mesh that cut one of `size`: as many as divide it."""
+    homes = RULES.get(axis, ())
+    while size % math.prod(ways[home] for home in homes):
+        homes = homes[:-1]
+    return homes
+
+
+def rows_to_look_up(table: jax.Array, count: int) -> jax.Array:
+    """`table` `[V, D]`, laid out so that a batch of `count` can look up its rows.
+
+    Where what cuts the batch cuts the rows as well each device needs whole ones, and the table is
+    gathered; else it stays where it is, and the pieces of what is looked up are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    shared = set(RULES["width"]) & set(() if mesh.empty else cutting("batch", count, mesh.shape))
+    return constrain(table, ANYWHERE, None) if shared else table

@@ -167,6 +167,28 @@ def test_commit_moves_nothing_between_devices(mesh):
     assert COLLECTIVE.search(sums)
 
 
+@pytest.mark.parametrize(("rows", "gathered"), [(1, 0), (2, 1)])
+def test_a_table_is_gathered_only_for_rows_that_lie_as_its_columns_do(rows, gathered):
+    # No matrix of a layer is as high as the table of so many tokens.
+    sizes = SIZES | {"vocabulary": 80, "context": 8}
+    model = jspec.transformer(ModelConfig(**sizes, heads=8, kv_heads=4))
+    params = jax.jit(model.init)(jax.random.key(73))
+    mesh = make_mesh(fsdp=2, tensor=4)
+    laid = jax.device_put(params, shardings(mesh, model.axes()))
+    tokens, seen = jnp.arange(rows * 3).reshape(rows, 3), jnp.tril(jnp.ones((3, 3), bool))
+
+    def look_up(params: Params) -> jax.Array:
+        return model.forward(params, tokens, jnp.zeros_like(tokens), seen).hidden
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(look_up).lower(laid).compile()
+        found = program(laid)
+    whole = re.findall(r"= f32\[20,32\]\S* all-gather", program.as_text())
+    assert len(whole) == gathered
+    # Of numbers about 1, sums of 32 products that two devices add up in another order.
+    np.testing.assert_allclose(found, look_up(params), atol=1e-5)
+
+
 def test_loading_on_a_mesh_is_loading_and_each_device_reads_its_own_piece(
     tmp_path, params, mesh, monkeypatch
 ):

@@ -18,7 +18,7 @@ from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
 from jspec.models.protocol import EmbeddingModel, Output, Params
 from jspec.models.rope import turns
-from jspec.sharding import ANYWHERE, constrain, named
+from jspec.sharding import constrain, named, rows_to_look_up
 
 
 def eagle3(
@@ -220,7 +220,7 @@ class Eagle3Layer(nn.Module):
 
     def look_up(self, tokens: Array) -> Array:
         """Rows of its own embedding."""
-        return constrain(self.embedding, ANYWHERE, None)[tokens]
+        return rows_to_look_up(self.embedding, len(tokens))[tokens]
 
     def __call__(
         self,

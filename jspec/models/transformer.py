@@ -20,7 +20,7 @@ from jspec.models.linear import Linear
 from jspec.models.norms import NORMS
 from jspec.models.protocol import LinenModel, Output
 from jspec.models.rope import turns
-from jspec.sharding import ANYWHERE, constrain, named
+from jspec.sharding import constrain, named, rows_to_look_up
 
 # A table of learned positions begins with rows that no position has: OPT's files hold two.
 UNUSED_POSITIONS = 2
@@ -142,8 +142,7 @@ class Transformer(nn.Module):
 
     def look_up(self, tokens: Array) -> Array:
         """`EmbeddingModel.embed`."""
-        # Rows are looked up whole, and not in pieces that lie across the mesh.
-        return constrain(self.embedding, ANYWHERE, None)[tokens]
+        return rows_to_look_up(self.embedding, len(tokens))[tokens]
 
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads: `[B, T]` twice -> `[B, T, D]`."""

@@ -22,7 +22,7 @@ from jspec.models.protocol import LinenModel, LinenPart, Params
 from jspec.queue import seat
 from jspec.ragged import Prompts
 from jspec.sampling import sampling
-from jspec.sharding import RULES, Rules, shardings
+from jspec.sharding import RULES, Rules, cutting, shardings
 from jspec.verify import coupled
 
 
@@ -195,10 +195,7 @@ def laid_cache(config: ModelConfig, mesh: Mesh, batch: int, capacity: int, dtype
 
 def rows_on(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     """An array with a row for each text, cut as far as the mesh divides it."""
-    homes = RULES["batch"]
-    while shape[0] % math.prod(mesh.shape[axis] for axis in homes):
-        homes = homes[:-1]
-    home = NamedSharding(mesh, PartitionSpec(homes or None))
+    home = NamedSharding(mesh, PartitionSpec(cutting("batch", shape[0], mesh.shape) or None))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=home)
 
 

@@ -80,13 +80,14 @@ def _through(
     chip, _ = slice_of(cell.hardware)
     mesh = mesh_on(devices_of(cell.hardware), sizes)
     check(mesh, target.config)
-    copies = mesh.shape["data"] * mesh.shape["fsdp"]
+    # Texts are cut over `data` alone: where `fsdp` cuts them too, every round gathers the weights.
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     programs: list[Passed] = []
     made = compilers(), datetime.now(UTC).date().isoformat()
     try:
         for one in gate(
             target, part, mesh, chip, Work(recipe.prompt, recipe.tokens),
-            batch=recipe.batch * copies, lesson=(recipe.length, recipe.rows * copies),
+            batch=recipe.batch * data, lesson=(recipe.length, recipe.rows * data * fsdp),
             replicated=not divides(mesh.shape, part.config),
             tick=lambda said: None,
         ):  # fmt: skip

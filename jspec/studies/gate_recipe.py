@@ -11,18 +11,16 @@ from jspec.studies.recipe import Study
 
 # The smallest slices that hold a target and its draft, and larger ones, up to 256 chips.
 _EIGHT = (
-    "v5e:2x2/tensor=4", "v5e:16x16/data=32,tensor=8", "v6e:1x1/tensor=1", "v6e:2x4/tensor=8",
+    "v5e:2x2/tensor=4", "v5e:16x16/data=32,tensor=8", "v6e:2x2/tensor=4", "v6e:2x4/tensor=8",
     "v5p:1x1x1/tensor=1", "v5p:4x8x8/data=32,tensor=8",
 )  # fmt: skip
-# A step of FSPAD's distillation needs 32.5 GB on the one chip of v6e:1x1, which has 31.25.
-_THIRTEEN = tuple("v6e:2x2/tensor=4" if place.startswith("v6e:1x1") else place for place in _EIGHT)
 _LARGE = (
     "v5e:4x4/fsdp=2,tensor=8", "v5e:16x16/data=16,fsdp=2,tensor=8", "v6e:2x4/tensor=8",
     "v5p:2x2x1/tensor=4", "v5p:4x8x8/data=32,tensor=8",
 )  # fmt: skip
 PAIRS = {
     "llama3.1-8b": (("llama3.2-1b", "eagle3"), _EIGHT),
-    "llama2-13b": (("llama-68m", "fspad"), _THIRTEEN),
+    "llama2-13b": (("llama-68m", "fspad"), _EIGHT),
     "qwen3-8b": (("qwen3-0.6b", "eagle3"), _EIGHT),
     "llama3.1-70b": (("llama3.2-1b", "eagle3"), _LARGE),
 }
@@ -57,7 +55,8 @@ class CompileGate(Study):
     Attributes:
       cells: `target/draft/slice/mesh`; drafts are known shapes, or heads of the target.
       batch, prompt, tokens: texts for each copy of the weights, and how long they are.
-      length, rows: of a step of distillation, tokens of a row, and rows for each copy.
+      length, rows: of a step of distillation, tokens of a row, and rows for each part that
+        `data` and `fsdp` cut a batch into.
     """
 
     name: str = "compile_gate"

@@ -71,9 +71,9 @@ def _lines(recipe: CompileGate, found: Sequence[Verdict], said: Sequence[str]) -
         f"generation and a step of distillation, compiled from shapes for TPU slices that are not "
         f"there ({versions}), in bfloat16: {recipe.batch} texts for each copy of the weights, "
         f"prompts of {recipe.prompt} tokens and {recipe.tokens} new ones; {recipe.rows} rows of "
-        f"{recipe.length} tokens a step for each copy. A launch passes if all fit the memory of a "
-        "chip, seat, round, commit and step write over what they are given, commit exchanges "
-        "nothing, and a round reads no more than 1.15 times weights and caches."
+        f"{recipe.length} tokens a step for each part of a batch. A launch passes if all fit a "
+        "chip's memory, seat, round, commit and step write over what they are given, commit "
+        "exchanges nothing, and a round reads no more than 1.15 times weights and caches."
     )
     yield "\n## What was found\n"
     yield from (f"- {line}" for line in said)
