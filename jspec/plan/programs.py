@@ -184,8 +184,7 @@ def head_passes(
 
 def laid_cache(config: ModelConfig, mesh: Mesh, batch: int, capacity: int, dtype: Any) -> Cache:
     """The shapes of a full cache: texts over the axes of the data, heads with the parameters."""
-    ways = math.prod(mesh.shape[axis] for axis in RULES["kv_heads"])
-    heads = RULES["kv_heads"] if config.kv_heads % ways == 0 else None
+    heads = cutting("kv_heads", config.kv_heads, mesh.shape) or None
     length = rows_on(mesh, (batch,), jnp.int32)
     home = NamedSharding(mesh, PartitionSpec(*length.sharding.spec, heads))
     shape = (batch, config.kv_heads, capacity, config.channels)
