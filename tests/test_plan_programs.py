@@ -11,12 +11,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jspec import ModelConfig, transformer
+from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
 from jspec.plan.compiled import compile_passes, compiled, needed
 from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges, facts
-from jspec.plan.gate import GIVEN, gate
+from jspec.plan.gate import GIVEN, READ, gate
 from jspec.plan.programs import held, laid, laid_cache, model_passes
 from jspec.plan.sources import Work, launch_of
 from jspec.plan.topologies import mesh_on
@@ -195,6 +196,19 @@ def test_a_launch_of_shapes_goes_through_the_gate(part, mesh):
         assert one.aliased >= GIVEN * one.given and one.memory > 0
     assert found["commit"].exchanges == 0 < found["round"].exchanges
     assert found["commit"].given and found["step"].given > found["commit"].given
+
+
+@pytest.mark.parametrize("kind", [eagle, functools.partial(eagle3, layers=(0, 1, 2))])
+def test_a_round_reads_what_its_passes_must_and_little_more(kind):
+    wide = {"vocabulary": 1024, "width": 512, "feedforward": 1024, "channels": 32}
+    config, alone = ModelConfig(**{**vars(CONFIG), **wide}), mesh_on(jax.devices()[:1], {})
+    passed = gate(
+        transformer(config), kind(ModelConfig(**{**vars(config), "layers": 1})), alone,
+        ACCELERATORS["v5e"], Work(64, 32), batch=1, lesson=(32, 1), dtype="float32",
+        tick=lambda said: None,
+    )  # fmt: skip
+    once = next(one for one in passed if one.program == "round")
+    assert 1 <= once.read <= READ and not once.wrong
 
 
 def test_what_is_not_as_it_should_be_is_said(mesh):

@@ -19,6 +19,8 @@ from jspec.plan.sources import Work, launch_of
 # How much more than weights and cache a round may read, and how much of what is given away must be
 # written over: lengths and counters need not be.
 READ, GIVEN = 1.15, 0.98
+# What EAGLE-3's head makes of the layers that it reads, which it does once a round.
+FUSION = "fusion"
 
 
 @dataclass(frozen=True)
@@ -124,17 +126,20 @@ def _passed(
 
 
 def _share(facts: Facts, launch: Launch, state: Any) -> float:
-    """Bytes that a round reads, over those of a pass of the target and the draft's passes, one of
-    them for a token that comes late."""
-    passes = launch.drafter.tree.depth + 1
+    """Bytes that a round reads, over those that it must: of a pass of the target, and of a draft's
+    passes and the weights that only the first of them needs."""
     dtype = jax.tree.leaves(launch.params)[0].dtype.name
     target = _read_here(size_of(launch.target, dtype), launch.params)
+    passes, once = launch.drafter.tree.depth, 0
     if isinstance(launch.draft, HeadParams):
+        own = launch.draft.head
         size = size_of_head(launch.drafter.head, launch.target.config, dtype)
-        draft = _read_here(size, launch.draft.head)
+        draft, once = _read_here(size, own), held(own.get(FUSION, {}))
     else:
+        # One more, for a token that comes late; of it no logits are made, so this is a little more.
+        passes += 1
         draft = _read_here(size_of(launch.drafter.model, dtype), launch.draft)
-    weights = target + passes * draft
+    weights = target + once + passes * (draft - once)
     return facts.read / (weights + held(state.cache) + passes * held(state.drafter.cache))
 
 
