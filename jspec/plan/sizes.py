@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from jspec.config import ModelConfig
 from jspec.models.heads import Head
 from jspec.models.protocol import LinenModel, LinenPart
+from jspec.models.transformer import transformer
 
 # Tables of which a pass reads a few rows.
 TABLES = ("embedding", "positions")
@@ -57,8 +58,6 @@ def size_of_head(head: Head, target: ModelConfig, dtype: str) -> Size:
 @functools.cache
 def parameters_of(config: ModelConfig) -> int:
     """Of the Transformer that `config` describes, all of whose layers are as large."""
-    from jspec.models.transformer import transformer
-
     one, two = (
         sum(math.prod(x.shape) for x in jax.tree.leaves(_shapes(transformer(few))))
         for few in (_with_layers(config, 1), _with_layers(config, 2))
