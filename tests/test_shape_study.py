@@ -53,8 +53,9 @@ TINY = (
 )  # fmt: skip
 
 
-def told(off: float = 0.0) -> Records:
-    """Records of `DRAFTS`, each foretold to be so much faster than it was."""
+def told(off: float = 0.0, meant: tuple[int, ...] = RECIPE.depths) -> Records:
+    """Records of `DRAFTS`, each foretold to be so much faster than it was, and what was of a depth
+    foretold of the one in its place in `meant`."""
     found = []
 
     def say(draft: str, measure: str, value: float) -> None:
@@ -70,14 +71,14 @@ def told(off: float = 0.0) -> Records:
             (in_batch(LATENCY, 1), latency), (in_batch("plain", 1), PLAIN),
         ):  # fmt: skip
             say(draft, measure, value)
-        for depth, over in zip(RECIPE.depths, speeds, strict=True):
-            for measure, value in (
-                (OVER, over),
-                (PER_SECOND, over * PLAIN),
-                (FORETOLD, over * PLAIN * (1 + off)),
-                (FORETOLD_OVER, over * (1 + off)),
+        for depth, other, over in zip(RECIPE.depths, meant, speeds, strict=True):
+            for measure, of, value in (
+                (OVER, depth, over),
+                (PER_SECOND, depth, over * PLAIN),
+                (FORETOLD, other, over * PLAIN * (1 + off)),
+                (FORETOLD_OVER, other, over * (1 + off)),
             ):
-                say(draft, at(measure, depth, 1), value)
+                say(draft, at(measure, of, 1), value)
     return Records(found)
 
 
@@ -111,6 +112,18 @@ def test_how_far_off_it_was_is_what_is_told(off):
     assert found.median == pytest.approx(abs(off)) and len(found.errors) == 2 * len(DRAFTS)
     for taus in (found.order, found.chains):
         assert list(taus.values()) == pytest.approx([1.0])
+
+
+def test_the_order_of_chains_is_not_that_of_drafts_at_their_best():
+    """Depths that are taken for one another leave each draft's best as it was."""
+    found = foretelling(RECIPE, told(meant=RECIPE.depths[::-1]))
+    assert list(found.order.values()) == pytest.approx([1.0])
+    were = [x for (speeds, *_) in DRAFTS.values() for x in speeds]
+    said = [x for (speeds, *_) in DRAFTS.values() for x in speeds[::-1]]
+    pairs = list(itertools.combinations(zip(said, were, strict=True), 2))
+    agree = sum((one[0] > two[0]) == (one[1] > two[1]) for one, two in pairs)
+    expected = 2 * agree / len(pairs) - 1
+    assert list(found.chains.values()) == pytest.approx([expected]) and expected < 0.8
 
 
 def test_a_machine_of_known_costs_is_foretold():
