@@ -15,8 +15,16 @@ from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
-from jspec.plan.compiled import compile_passes, compiled, needed
-from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges, facts
+from jspec.plan.compiled import Compiled, compile_passes, compiled, needed
+from jspec.plan.facts import (
+    Exchange,
+    Facts,
+    Overflow,
+    compile_for,
+    exchanges,
+    facts,
+    milliseconds,
+)
 from jspec.plan.gate import GIVEN, READ, gate
 from jspec.plan.programs import held, laid, laid_cache, model_passes
 from jspec.plan.sources import Work, launch_of
@@ -118,7 +126,8 @@ def test_time_is_that_of_what_takes_the_longest():
 
     def ms(read: int = 0, operations: float = 0.0, sent: int = 0) -> float:
         told = (Exchange("all-reduce", 2, sent),) if sent else ()
-        return Facts(0.0, read, operations, 0, 0, 0, 0, told).ms(chip, layers=0, reached=1.0)
+        demands = Facts(0.0, read, operations, 0, 0, 0, 0, told).demands
+        return milliseconds(demands, chip, layers=0, reached=1.0)
 
     reading = 1e3 * 8e9 / chip.bandwidth
     assert ms(read=8 * 10**9) == pytest.approx(reading)
@@ -242,6 +251,19 @@ def test_the_state_of_a_round_is_that_of_its_prefill(mesh):
     for given, home in zip(state.cache.k, after.output_shardings.cache.k, strict=True):
         assert given.sharding.is_equivalent_to(home, given.ndim)
         assert given.sharding.spec[1] == "tensor"
+
+
+def test_between_what_is_compiled_a_pass_costs_as_much_up_to_the_roofs_knee():
+    """Weights are read once for however many rows, operations grow with these: time stands still
+    for as long as reading takes longer, and then grows with the rows."""
+    chip = ACCELERATORS["v5e"]
+    read, knee = 10**9, 16
+    each = read / chip.bandwidth * chip.rate / knee
+    of = {n: Facts(0.0, read, n * each, 0, 0, 0, 0, ()) for n in (1, 64)}
+    points = dict(Compiled(of, held=0, layers=0).points(chip))
+    assert list(points) == [1, 2, 4, 8, 16, 32, 64]
+    assert points[8] == points[16] == points[1] == pytest.approx(1e3 * read / chip.bandwidth / 0.75)
+    assert [points[32], points[64]] == pytest.approx([2 * points[1], 4 * points[1]])
 
 
 def test_compiled_costs_rise_and_hold_what_they_are_of(mesh):

@@ -11,7 +11,7 @@ from jspec.formats.huggingface import Checkpoint
 from jspec.models.heads import eagle
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
-from jspec.plan.facts import Exchange, Facts
+from jspec.plan.facts import Exchange, Facts, milliseconds
 from jspec.plan.imagined import imagine
 from jspec.plan.outlook import Outlook, ranked
 from jspec.plan.published import SHAPES
@@ -63,7 +63,7 @@ def test_what_is_declared_and_what_is_compiled_are_counted_alike(dtype):
         results=0, aliased=0, temporaries=0,
         exchanges=(Exchange("all-reduce", sums, sums * sent),),
     )  # fmt: skip
-    ours = facts.ms(CHIP, layers=size.layers, reached=REACHED)
+    ours = milliseconds(facts.demands, CHIP, layers=size.layers, reached=REACHED)
     theirs = pass_ms(size, CHIP, chips=2, batch=1, rows=rows, context=0)
     assert ours == pytest.approx(theirs)
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax.numpy as jnp
 import pytest
 
 from jspec import transformer
@@ -10,7 +11,10 @@ from jspec.cli.main import main
 from jspec.config import ModelConfig
 from jspec.models.heads import fspad
 from jspec.plan.accelerators import ACCELERATORS
+from jspec.plan.compiled import NODES, compile_passes
 from jspec.plan.gate import gate
+from jspec.plan.programs import laid, laid_cache, model_passes
+from jspec.plan.published import SHAPES
 from jspec.plan.sources import Work
 from jspec.plan.topologies import devices_of, mesh_on
 
@@ -82,3 +86,18 @@ def test_what_does_not_fit_a_slice_is_refused_before_it_is_compiled(capsys):
     assert main([*words, "--drafts", "layers=1,width=256,channels=128"]) == 2
     said = capsys.readouterr().err
     assert "GB of each device" in said and "compiling" not in said
+
+
+def test_what_a_pass_demands_lies_between_those_of_fewer_and_of_more_rows():
+    """The lines that costs of trees are taken from, held against programs of their own."""
+    chip, mesh = ACCELERATORS["v5e"], mesh_on(devices_of("v5e:2x2"), {"tensor": 4})
+    model = transformer(SHAPES["qwen3-0.6b"])
+    cache = laid_cache(model.config, mesh, 4, 1024, jnp.bfloat16)
+    passes = model_passes(model, laid(model, mesh, "bfloat16"), cache, mesh)
+
+    def points(*rows: int) -> dict[int, float]:
+        how = {"layers": model.config.layers, "name": "it", "tick": lambda said: None}
+        return dict(compile_passes(passes, rows, **how).points(chip))
+
+    told, found = points(*NODES), points(8, 32)
+    assert [told[8], told[32]] == pytest.approx([found[8], found[32]], rel=0.03)

@@ -5,16 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.costs import Costs, Points, rising
-from jspec.plan.facts import Facts, compile_for
+from jspec.plan.facts import Facts, compile_for, milliseconds
 from jspec.plan.programs import Passes, held
 from jspec.plan.roofline import REACHED, SPREAD
 
-# Rows of the passes that are compiled: of the target those of plain decoding, of small and of large
-# trees, and as many as prefill takes at a time; of a draft those of chains and of trees.
-NODES, ROWS = (1, 8, 64), (1, 8)
+# Rows of the passes that are compiled: of the target those of plain decoding, and as many as
+# prefill takes at a time; of a draft those of chains and of trees. What as many as are BETWEEN
+# demand lies on a line.
+NODES, ROWS = (1, 64), (1, 8)
+BETWEEN = 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +35,16 @@ class Compiled:
         return self.held + max(one.temporaries for one in self.facts.values())
 
     def points(self, chip: Accelerator) -> Points:
-        """Milliseconds by rows."""
-        how = {"layers": self.layers, "reached": REACHED}
-        return rising([(rows, one.ms(chip, **how)) for rows, one in self.facts.items()])
+        """Milliseconds by rows: of those compiled, and of some between."""
+        known = sorted(self.facts)
+        table = np.stack([self.facts[rows].demands for rows in known], axis=1)
+
+        def ms(rows: int) -> float:
+            demands = np.array([np.interp(rows, known, line) for line in table])
+            return milliseconds(demands, chip, layers=self.layers, reached=REACHED)
+
+        between = (rows for rows in BETWEEN if known[0] < rows < known[-1])
+        return rising([(rows, ms(rows)) for rows in {*known, *between}])
 
 
 def compile_passes(

@@ -63,13 +63,23 @@ class Facts:
         """Bytes that it needs while it runs."""
         return self.arguments + self.results - self.aliased + self.temporaries
 
-    def ms(self, chip: Accelerator, *, layers: int, reached: float) -> float:
-        """Milliseconds at least, of so many layers, on a chip that reaches that share of what its
-        maker says."""
-        busy = max(self.read / chip.bandwidth, self.operations / chip.rate)
-        count = layers + sum(one.count for one in self.exchanges)
-        sent = sum(ROUNDS.get(one.kind, 1) * one.size for one in self.exchanges) / chip.link
-        return 1e3 * ((busy + sent) / reached + count * chip.dispatch)
+    @property
+    def demands(self) -> np.ndarray:
+        """`[4]` what takes time: bytes read, operations, bytes sent, and exchanges."""
+        sent = sum(ROUNDS.get(one.kind, 1) * one.size for one in self.exchanges)
+        count = sum(one.count for one in self.exchanges)
+        return np.array([self.read, self.operations, sent, count], float)
+
+
+def milliseconds(demands: np.ndarray, chip: Accelerator, *, layers: int, reached: float) -> float:
+    """At least, of so many layers, on a chip that reaches that share of what its maker says.
+
+    Args:
+      demands: `[4]`, as `Facts` has them.
+    """
+    read, operations, sent, count = demands
+    busy = max(read / chip.bandwidth, operations / chip.rate) + sent / chip.link
+    return 1e3 * float(busy / reached + (layers + count) * chip.dispatch)
 
 
 class Overflow(RuntimeError):
