@@ -1,5 +1,7 @@
 """What rounds cost: parts that are taken apart add up to what was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,3 +90,9 @@ def test_rules_along_chains_are_measured_along_chains():
     assert admitted_trees(PROBES, coupled, 20) == list(PROBES[:4])
     for rule in (token_level, block):
         assert admitted_trees(PROBES, rule, 1000) == list(PROBES[:3])
+
+
+def test_wider_levels_of_another_draft_cost_as_many_times_more():
+    costs = Costs(((1, 1.0),), ((1, 0.2), (8, 0.6)), 1.0, "")
+    assert dict(costs.guessed_in(0.1).level) == pytest.approx({1: 0.1, 8: 0.3})
+    assert replace(costs, level=((1, 0.0),)).guessed_in(0.1).guess() == 0.1

@@ -9,7 +9,8 @@ from jspec import Tree
 from jspec.plan.acceptance import Acceptance, counted, read_acceptance, stated
 from jspec.plan.costs import Costs
 from jspec.plan.gain import best, break_even, emitted, iid_tokens, late, predict, rounds
-from jspec.plan.outlook import chains, largest_batch
+from jspec.plan.outlook import chains, largest_batch, outlooks
+from jspec.plan.room import Room
 from jspec.plan.trees import tokens_per_round
 
 COSTS = Costs(((1, 2.0), (5, 2.4), (17, 4.0)), ((1, 0.3), (4, 0.4)), 2.0, "told")
@@ -139,6 +140,15 @@ def test_the_largest_batch_that_pays():
     assert largest_batch(costs, stated([0.0], "told")) is None
 
 
+def test_a_late_pass_is_of_the_draft_in_what_bounds_it():
+    costs = Costs(((1, 1.0), (64, 1.0)), ((1, 0.3),), 1.0, "", late=2.0)
+    room = Room(1, None, "", 1, 1, bytes=2)
+    (one,) = outlooks("it", 1, [1], lambda batch: (costs, room), stated([0.9], ""))
+    assert one.best.round_ms > costs.round(one.best.tree)
+    share = 1 - 1.0 / one.best.round_ms
+    assert one.bound == f"draft latency: guessing takes {share:.0%} of a round"
+
+
 def test_intervals_narrow_with_what_was_counted_and_widen_with_noise():
     def width(trials: int, spread: float) -> float:
         told = Acceptance(WIDE, WIDE[None], np.full(3, trials), "told")
@@ -181,7 +191,12 @@ def test_acceptance_is_read_from_what_auto_keeps(tmp_path):
     for written in ('{"acceptance": [[0.5, 0.2], [0.4, 0.1]]}', "[[0.5, 0.2], [0.4, 0.1]]"):
         file.write_text(written)
         assert read_acceptance(str(file)).shares.tolist() == [[0.5, 0.2], [0.4, 0.1]]
-    for written, said in (("{}", "no field"), ("[", "not JSON"), ('["a"]', "give numbers")):
+    for written, said in (
+        ("{}", "no field"),
+        ("0.7", "a list"),
+        ("[", "not JSON"),
+        ('["a"]', "give numbers"),
+    ):
         file.write_text(written)
         with pytest.raises(ValueError, match=said):
             read_acceptance(str(file))

@@ -81,7 +81,10 @@ def test_what_is_imagined_is_what_was_said():
         ("layers=1,depth=3", "'depth=3' is not understood"),
         ("layers=1,layers=2", "not understood"),
         ("layers=x", "not understood"),
-        ("layers=0", "layers=0: a model needs at least 1"),
+        ("layers=0", "layers must lie in 1..1,000"),
+        ("layers=999999999", "layers must lie in 1..1,000"),
+        ("layers=1,width=0", "width must lie in 1.."),
+        ("layers=1,channels=0", "channels must lie in 1.."),
     ],
 )
 def test_words_that_make_no_shape_are_refused(text, said):

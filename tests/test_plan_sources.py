@@ -18,7 +18,8 @@ from jspec.plan.published import SHAPES
 from jspec.plan.roofline import REACHED, pass_ms
 from jspec.plan.room import Room
 from jspec.plan.sizes import size_of
-from jspec.plan.sources import Contender, Work, declared, measuring
+from jspec.plan.sources import Contender, Work, declared, measuring, widest
+from jspec.sharding import divides
 
 TARGET, CHIP, WORK = transformer(SHAPES["llama3.1-8b"]), ACCELERATORS["h100"], Work(512, 512)
 SMALL = Contender("small", transformer(SHAPES["llama3.2-1b"]))
@@ -54,6 +55,23 @@ def test_only_a_small_model_has_a_leaf_to_catch_up_with():
     assert source()(head, 1)[0].late == 0
 
 
+def test_a_gpu_multiplies_float32_at_half_the_rate_and_a_tpu_at_the_same():
+    def busy(name: str, dtype: str) -> float:
+        chip = replace(ACCELERATORS[name], bandwidth=1e30, dispatch=0.0)
+        return pass_ms(size_of(TARGET, dtype), chip, chips=1, batch=1, rows=64, context=0)
+
+    assert busy("h100", "float32") == pytest.approx(2 * busy("h100", "bfloat16"))
+    assert busy("v5e", "float32") == pytest.approx(busy("v5e", "bfloat16"))
+
+
+def test_devices_that_are_advised_can_share_the_target():
+    ways = [
+        2**n for n in range(7) if divides({"data": 1, "fsdp": 1, "tensor": 2**n}, TARGET.config)
+    ]
+    assert widest(TARGET.config) == max(ways)
+    assert widest(TARGET.config, (1, 3)) == 1
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_declared_and_what_is_compiled_are_counted_alike(dtype):
     size, rows = size_of(TARGET, dtype), 8
@@ -87,6 +105,10 @@ def test_what_does_not_fit_here_is_refused_before_it_is_made(monkeypatch):
         (Room(500, 90, "", 100, 40, bytes=2, devices=4), "take 32 such devices"),
         (Room(500, 300, "", 400, 1, bytes=4, devices=2), "take bfloat16 or 4 such devices"),
         (Room(500, 300, "", 400, 1, bytes=2), "take other hardware"),
+        # Of the 500 every device has 200: what is left of 300 holds 300 of 2 devices in 6.
+        (Room(500, 300, "", 500, 1, bytes=2, devices=2, alone=200), "take 8 such devices"),
+        (Room(500, 300, "", 500, 1, bytes=2, devices=2, most=2), "take devices with more memory"),
+        (Room(500, 300, "", 500, 1, bytes=2, devices=2, alone=300), "take devices with more"),
     ],
 )
 def test_what_would_fit_is_said(room, said):

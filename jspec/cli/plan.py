@@ -99,6 +99,7 @@ class Plan(Verb):
 
     def _check(self) -> None:
         from jspec.plan.imagined import read_count
+        from jspec.plan.published import SHAPES
 
         for batch in self.batch:
             check_counts(batch=batch)
@@ -125,6 +126,16 @@ class Plan(Verb):
             )
         if self.parameters:
             read_count(self.parameters)
+        if (self.parameters or self.latency) and not self.search:
+            raise ValueError(
+                f"parameters={self.parameters!r}, latency={self.latency}: these are of a search: "
+                "add --search"
+            )
+        if self.acceptance == MEASURED and self.target in SHAPES:
+            raise ValueError(
+                f"acceptance='measured': of {self.target} there is a shape alone here, and no "
+                "weights: name a folder or a hub name, or give numbers, such as 0.7"
+            )
         if self.picture is not None and self.picture.suffix != ".png":
             raise ValueError(f"picture={str(self.picture)!r}: name a file that ends in .png")
 

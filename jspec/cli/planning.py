@@ -1,6 +1,7 @@
 """What `jspec plan` computes: costs, acceptance, and shapes that are searched."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,9 +37,9 @@ class Sources(NamedTuple):
 def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
     """For the hardware that is asked for."""
     from jspec.plan.accelerators import accelerator
-    from jspec.plan.sources import Work, compiling, declared, measuring, remembering
+    from jspec.plan.sources import Work, compiling, declared, measuring, remembering, widest
     from jspec.plan.topologies import devices_of, mesh_on, slice_of
-    from jspec.sharding import check, divides, read_sizes
+    from jspec.sharding import divides, read_sizes
 
     work = Work(asked.context // 2, asked.context - asked.context // 2)
     if asked.context > target.model.config.context:
@@ -55,7 +56,13 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
     if wanted is not None:
         chip, sides = wanted
         mesh = mesh_on(devices_of(asked.hardware), sizes or {"tensor": math.prod(sides)})
-        check(mesh, target.model.config)
+        if not divides(mesh.shape, target.model.config):
+            chips = math.prod(sides)
+            ways = widest(target.model.config, [n for n in range(1, chips + 1) if not chips % n])
+            raise ValueError(
+                f"mesh={asked.mesh or f'tensor={chips}'!r} does not divide the heads, the width "
+                f"and the feed-forward of {asked.target}: take fsdp={chips // ways},tensor={ways}"
+            )
         guessed = declared(target.model, chip, work, ways=mesh.shape, **how)
         found = compiling(target.model, chip, mesh, work, **how, tick=tick)
         return Sources(remembering(found), guessed, mesh.shape)
@@ -190,6 +197,6 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
 def _count(hardware: str, text: str) -> int:
     if not text:
         return 1
-    if not text.isdigit() or not 1 <= int(text) <= 4096:
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 4096:
         raise ValueError(f"hardware={hardware!r}: write a number of them, as h100:8")
     return int(text)

@@ -83,12 +83,14 @@ def read_acceptance(text: str) -> Acceptance:
             raise FileNotFoundError(f"acceptance={text!r}: no such file")
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"acceptance={text!r} is not JSON ({error})") from error
         if isinstance(told, dict):
             if "acceptance" not in told:
                 raise ValueError(f"acceptance={text!r}: the object has no field 'acceptance'")
             told = told["acceptance"]
+        if not isinstance(told, list):
+            raise ValueError(f"acceptance={text!r} holds {told!r}: give a list, one share a depth")
         return stated(told, f"read from {file.name}")
     try:
         numbers = [float(word) for word in text.split(",")]

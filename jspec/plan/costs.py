@@ -1,7 +1,7 @@
 """What the parts of a round cost."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,13 @@ class Costs:
     def guess(self, rows: int = 1) -> float:
         """Milliseconds of one level of the draft's guesses."""
         return float(_on(self.level, [rows])[0])
+
+    def guessed_in(self, took: float) -> "Costs":
+        """The same with a draft that guesses in `took` milliseconds; its wider levels cost as many
+        times more as these do."""
+        one = self.guess()
+        level = tuple((rows, ms * took / one) for rows, ms in self.level) if one else ((1, took),)
+        return replace(self, level=level)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

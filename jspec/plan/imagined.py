@@ -11,6 +11,8 @@ from jspec.config import ModelConfig
 # What words may say; channels stay as they are where only heads are given, so that attention may be
 # narrower or wider than the model.
 FIELDS = ("layers", "width", "heads", "kv_heads", "channels", "feedforward")
+# As large as anybody would make one; a model is traced layer by layer.
+MOST = dict.fromkeys(FIELDS, 10**7) | {"layers": 1000}
 SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 # Of shapes that are searched: layers, and how many times as wide as a head's channels.
 LAYERS = 1, 2, 3, 4, 6, 8, 12, 16
@@ -32,6 +34,8 @@ def imagine(text: str, target: ModelConfig) -> ModelConfig:
                 "most once, as layers=2,width=256"
             )
         said[name] = int(number)
+        if not 1 <= said[name] <= MOST[name]:
+            raise ValueError(f"draft={text!r}: {name} must lie in 1..{MOST[name]:,}")
     if "layers" not in said:
         raise ValueError(f"draft={text!r}: say how many layers it has")
     width = said.get("width", target.width)

@@ -47,7 +47,7 @@ class Outlook:
     def bound(self) -> str:
         """In a sentence, what takes the most of what could be gained."""
         tree, costs = self.best.tree, self.costs
-        guesses = costs.round(tree) - costs.verification(tree.size)
+        guesses = self.best.round_ms - costs.verification(tree.size)
         heavier = max(costs.verification(tree.size) - costs.plain, 0.0)
         lost = 1 - self.best.tokens_per_round / (tree.depth + 1)
         steps = costs.verification(tree.size) / costs.plain

@@ -49,7 +49,7 @@ def pass_ms(
     """Milliseconds of a pass over `rows` new tokens of each of `batch` texts."""
     bytes_read = size.read + batch * context * size.row
     operations = batch * rows * (size.operations + context * size.scores)
-    busy = max(bytes_read / chip.bandwidth, operations / chip.rate) / chips
+    busy = max(bytes_read / chip.bandwidth, operations / chip.rate_of(size.bytes)) / chips
     # A layer that is cut by heads has two sums over all chips.
     sums = 2 * size.layers * (chips > 1)
     sent = ROUNDS["all-reduce"] * sums * batch * rows * size.width * size.bytes / chip.link

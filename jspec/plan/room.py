@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from jspec.memory import GIGABYTE
 
+MORE = "devices with more memory"
+
 
 @dataclass(frozen=True)
 class Room:
@@ -13,8 +15,10 @@ class Room:
 
     Attributes:
       weights: those of `needed` that do not hang on the `batch`.
-      devices: how many share the launch; None where there are no more to be had.
       bytes: of a number.
+      devices: how many share the launch; None where there are no more to be had.
+      alone: bytes of `needed` that every device has whole, however many there are.
+      most: how many can share it at most; None for any number.
     """
 
     needed: int
@@ -24,6 +28,8 @@ class Room:
     batch: int
     bytes: int
     devices: int | None = None
+    alone: int = 0
+    most: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -35,7 +41,7 @@ class Room:
         over = self.needed - (self.there or 0)
         return (
             f"needs {self.needed / GIGABYTE:.2f} GB of each device, {over / GIGABYTE:.2f} GB "
-            f"({over:,} bytes) more than there are: take {' or '.join(self._remedies())}"
+            f"({over:,} bytes) more than there are: take {' or '.join(self._remedies()) or MORE}"
         )
 
     def _remedies(self) -> Iterator[str]:
@@ -47,6 +53,8 @@ class Room:
             yield "bfloat16"
         if self.devices is None or not there:
             yield "other hardware, such as h100:2 or the TPU slice v5e:2x4"
-        else:
-            more = 2 ** math.ceil(math.log2(self.devices * self.needed / there))
-            yield f"{more} such devices"
+        elif self.alone < there:
+            shared = self.devices * (self.needed - self.alone)
+            more = 2 ** math.ceil(math.log2(shared / (there - self.alone)))
+            if self.most is None or more <= self.most:
+                yield f"{more} such devices"

@@ -6,7 +6,7 @@ device needs.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, mod
 from jspec.plan.roofline import roofline
 from jspec.plan.room import Room
 from jspec.plan.sizes import Size, size_of, size_of_head
-from jspec.sharding import REPLICATED, RULES, Rules, divides
+from jspec.sharding import AXES, REPLICATED, RULES, Rules, divides
 from jspec.tree import Tree
 from jspec.verify import coupled
 
@@ -88,6 +88,7 @@ def declared(
       ways: how many chips lie along each axis of the mesh.
     """
     theirs, chips = size_of(target, dtype), ways["tensor"] * ways["fsdp"]
+    most = widest(target.config)
 
     def find(draft: Contender, batch: int) -> tuple[Costs, Room]:
         own = size_of_draft(draft.part, target.config, dtype)
@@ -98,10 +99,11 @@ def declared(
         )
         shared = (theirs, chips), (own, 1 if alone else chips)
         weights = sum(math.ceil(size.held / count) for size, count in shared)
+        whole = own.held + _caches(own, rows, work) if alone else 0
         room = Room(
             weights + sum(_caches(size, rows, work, count) for size, count in shared),
-            int(chip.memory), WEIGHED, weights, batch,
-            bytes=own.bytes, devices=math.prod(ways.values()),
+            int(chip.memory), WEIGHED, weights, batch, bytes=own.bytes,
+            devices=math.prod(ways.values()), alone=whole, most=None if chip.slices else most,
         )  # fmt: skip
         return _with_late(found, draft), room
 
@@ -134,6 +136,7 @@ def compiling(
         room = Room(
             held((params, theirs, own, cache)), int(chip.memory), WEIGHED, held((params, own)),
             batch, bytes=name.itemsize, devices=mesh.size,
+            alone=held((own, cache)) if on_each(part, mesh.shape, replicated) else 0,
         )  # fmt: skip
         if not room.fits:
             # XLA would refuse; what it would say of time is declared.
@@ -183,10 +186,10 @@ def measuring(
             raise ValueError(f"hardware='here': {draft.name} at batch {batch} {room.refusal()}")
         made = draft.trained or untrained(draft.part, target, dtype)
         if draft.trained is None and batch in known:
-            # All but its guesses is as with any other draft.
+            # All but its guesses is as with any other draft; wider levels cost as much more.
             tick(f"timing {draft.name}")
             level = level_ms(made, target, loads(batch), **how)
-            found = replace(known[batch], level=((1, level),))
+            found = known[batch].guessed_in(level)
         else:
             found = costs(made, target, loads(batch), **how, repetitions=REPETITIONS, tick=tick)
             known[batch] = found
@@ -206,6 +209,12 @@ def remembering(source: Source) -> Source:
         return known[place]
 
     return find
+
+
+def widest(config: ModelConfig, among: Sequence[int] = tuple(2**n for n in range(13))) -> int:
+    """Over how many devices at most, of those numbers, the heads and the feed-forward are cut."""
+    alone = dict.fromkeys(AXES, 1)
+    return max(count for count in among if divides({**alone, "tensor": count}, config))
 
 
 def on_each(part: LinenModel | Head, ways: Mapping[str, int], replicated: bool) -> bool:
