@@ -153,6 +153,7 @@ def test_of_a_model_that_the_hub_has_its_config_is_all_that_is_fetched(
         (("--acceptance", "nan"), "must lie between 0 and 1"),
         (("--acceptance", "measured"), "of llama3.1-8b there is a shape alone"),
         (("--parameters", "800M"), "add --search"),
+        (("--drafts", "eagle3", "eagle3"), "name each once"),
         (("--latency", "0.5"), "add --search"),
         (("--batch", "0"), "batch=0: must be at least 1"),
         (("--batch", "1", "1"), "each once"),
@@ -174,6 +175,19 @@ def test_bad_input_is_one_line(words, said, capsys):
         capsys, *ELSEWHERE, *({} if "--drafts" in words else ("--drafts", "llama3.2-1b")), *words
     )
     assert said in line
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is(capsys):
+    line = refused(
+        capsys, "plan", "--acceptance", "measured", "--drafts", "zoo:distilled", "layers=1"
+    )
+    assert line.startswith("jspec: acceptance='measured': layers=1 was never trained")
+
+
+def test_a_batch_that_is_asked_for_is_thought_of(capsys):
+    words = (*ELSEWHERE, "--drafts", "eagle3", "--batch", "3")
+    (found,) = planned(capsys, *words)["drafts"]
+    assert 3 in found["batches_thought_of"]
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Literal
 from jspec.bench import settings
 from jspec.cli.contenders import contender, planned_target
 from jspec.cli.held_out import check_counts, check_temperatures
-from jspec.cli.planning import HERE, MEASURED, outlooks_of, searched, sources_of
+from jspec.cli.planning import (
+    HERE,
+    MEASURED,
+    check_measurable,
+    outlooks_of,
+    searched,
+    sources_of,
+)
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, Verb
 
@@ -72,6 +79,7 @@ class Plan(Verb):
         needs_weights = self.hardware == HERE or self.acceptance == MEASURED
         target = planned_target(self.target, self.numbers, weights=needs_weights)
         drafts = [contender(name, target, self.numbers) for name in self.drafts]
+        check_measurable(self, target, drafts)
         with steps(MOST) as tick:
             sources = sources_of(self, target, tick)
             if self.search:
@@ -110,6 +118,8 @@ class Plan(Verb):
         check_temperatures((self.temperature,))
         if not self.drafts and not self.search:
             raise ValueError("drafts is empty: name at least one, or --search")
+        if len(set(self.drafts)) < len(self.drafts):
+            raise ValueError(f"drafts={' '.join(self.drafts)!r}: name each once")
         if self.hardware == HERE and self.mesh:
             raise ValueError(
                 f"mesh={self.mesh!r}: what is measured here is one device; name other hardware for "

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from jspec.bench import settings
@@ -84,6 +84,23 @@ def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> S
     return Sources(found, found, ways)
 
 
+def check_measurable(asked: "Plan", target: Planned, drafts: "Sequence[Contender]") -> None:
+    """Raises `ValueError` where acceptance is to be measured and cannot be."""
+    if asked.acceptance != MEASURED:
+        return
+    if target.trained.tokenizer is None:
+        raise ValueError(
+            f"acceptance='measured': {asked.target} has no tokenizer, so that no prompt can be "
+            "read: give numbers, such as 0.7"
+        )
+    for draft in drafts:
+        if draft.trained is None and not asked.search:
+            raise ValueError(
+                f"acceptance='measured': {draft.name} was never trained, so that nothing can be "
+                "measured of it: give numbers, such as 0.7"
+            )
+
+
 def outlooks_of(
     asked: "Plan",
     target: Planned,
@@ -137,11 +154,6 @@ def acceptance_of(
         return counted(found, told)
     if asked.acceptance not in ("", MEASURED):
         return read_acceptance(asked.acceptance)
-    if asked.acceptance == MEASURED and not asked.search:
-        raise ValueError(
-            f"acceptance='measured': {draft.name} was never trained, so that nothing can be "
-            "measured of it: give numbers, such as 0.7"
-        )
     from dataclasses import replace
 
     assumed = read_acceptance(ASSUMED)

@@ -103,8 +103,9 @@ def outlooks(
     """
     told = {batch: source(batch) for batch in batches}
     thought, find = tuple(sorted(batches)), told.__getitem__
-    if cheap and (fitting := tuple(batch for batch in BATCHES if cheap(batch)[1].fits)):
-        thought, find = fitting, cheap
+    if cheap:
+        fitting = tuple(one for one in sorted({*BATCHES, *batches}) if cheap(one)[1].fits)
+        thought, find = (fitting, cheap) if fitting else (thought, find)
     limit = largest_batch(lambda batch: find(batch)[0], acceptance, thought)
     origin = find(thought[0])[0].source
     for batch, (costs, room) in told.items():
