@@ -68,7 +68,9 @@ def test_what_does_not_hold_a_tree_is_named(tmp_path):
     assert remembered(of, lambda: (FOUND, why)) == FOUND
     assert remembered(of, lambda: pytest.fail("found twice")) == FOUND
     (file,) = (tmp_path / "cache").rglob("*.json")
-    for damage in ("{", "[]", '{"of": {}}', json.dumps({"of": of, "parents": [-1, 3]})):
+    wrong = ([-1, 3], [-1], [-1, 0.0, 1.5], [-1, 0, 0, True], 7)
+    kept = (json.dumps({"of": of, "parents": parents}) for parents in wrong)
+    for damage in ("{", "[]", '{"of": {}}', *kept):
         file.write_text(damage)
         if damage == '{"of": {}}':
             # Another's: found again.

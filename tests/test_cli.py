@@ -138,6 +138,8 @@ def refused(capsys, *arguments: str) -> str:
         (("--prompt", "x", "--stop", "network"), "has no decision.json: jspec decide writes"),
         (("--prompt", "x", "--stop", ""), "stop='': no rule, and no folder"),
         (("--prompt", "x", "--stop", "margin:0.3", "--lookup"), "look-up has nothing to stop"),
+        (("--prompt", "x", "--rule", "by_confidence", "--lookup"), "lookup: its trees are static"),
+        (("--prompt", "x", "--rule", "by_confidence", "--stop", "margin:0.3"), "leave one out"),
         (("--prompt", "x", "--stop", "margin:0.3", "--plain"), "plain decoding has nothing to"),
         (
             ("--prompt", "x", "--stop", "margin:0.3", "--tree", "grow:2x2x4"),

@@ -27,7 +27,7 @@ def acceptance(generation: Generation) -> dict[str, Any]:
         "rounds": rounds,
         "tokens": tokens,
         "tokens_per_round": tokens / rounds if rounds else 0.0,
-        "guessed_tokens_per_round": sum(by_depth),
+        "guessed_tokens_per_round": float(kept[1:].sum() / rounds) if rounds else 0.0,
         "accepted_by_depth": by_depth,
         "acceptance_rate": sum(by_depth) / depth if depth else None,
         "levels_per_round": float(levels / kept[0]) if kept[0] and depth else None,

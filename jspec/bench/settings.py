@@ -13,6 +13,7 @@ USUAL_TREE = "auto"
 DEEP = "chain:8"
 LOOKUP = "chain:7"
 FORK = "fork:2x4"
+GROWN = "grow:4x4x12"
 # The demo's alone.
 HEAD = "zoo:fspad"
 HEAD_TREE = "chain:6"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import LOSSY, Dtype, Rule, find_draft, find_rule, read_target, under
+from jspec.cli.pair import LOSSY, Dtype, Rule, find_draft, find_rule, read_target, under, warn_of
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
@@ -184,7 +184,10 @@ class Bench(Verb):
                 f"stop={' '.join(self.stop)}: drafts stop early along static trees, and there is "
                 "none: give a draft, and a tree such as chain:8"
             )
-        return [Method(PLAIN), *admitted(methods)]
+        found = [Method(PLAIN), *admitted(methods)]
+        for word in self.rules:
+            warn_of(word)
+        return found
 
     def _stops(self, tree: str, context: int) -> tuple[str | None, ...]:
         """In what ways drafting along a tree may end: at its leaves, and early."""

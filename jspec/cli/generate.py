@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_seed
-from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
+from jspec.cli.pair import (
+    Dtype,
+    Rule,
+    check_rule,
+    find_draft,
+    find_rule,
+    read_target,
+    under,
+    usual_tree,
+    warn_of,
+)
 from jspec.cli.placement import joined, placed
 from jspec.cli.screen import console, emit, waiting
 from jspec.cli.trees import AUTO, find_tree
@@ -138,6 +148,7 @@ class Generate(Verb):
         if (self.plain or self.lookup) and self.stop is not None:
             way = "look-up" if self.lookup else "plain decoding"
             raise ValueError(f"stop={self.stop!r}: {way} has nothing to stop, so leave it out")
+        check_rule(self.rule, lookup=self.lookup, stop=self.stop)
         if self.replicate_draft and (self.plain or self.lookup or not self.mesh):
             raise ValueError("replicate_draft: no mesh, or no draft to put there, so leave it out")
         if self.prompt is not None and self.file is not None:
@@ -202,6 +213,7 @@ class Generate(Verb):
         rule = find_rule(self.rule)
         model, drafter, draft = self._drafter(target, len(ids) + self.tokens, rule, mesh)
         admit(rule, drafter)
+        warn_of(self.rule)
         return stream(
             target.params,
             draft,
@@ -307,10 +319,11 @@ def describe(found: dict[str, Any], prompt: int, ended: str) -> list[str]:
     """The statistics of one generation, in lines."""
     if not found:
         return [f"ended by {ended} before the first token"]
+    guessed = found["guessed_tokens_per_round"]
     lines = [
         f"{found['tokens']} tokens after a prompt of {prompt}, ended by {ended}",
         f"{found['rounds']} rounds of {found['tokens_per_round']:.2f} tokens: "
-        f"{found['guessed_tokens_per_round']:.2f} guessed, and one of the target's own",
+        f"{guessed:.2f} guessed, and {found['tokens_per_round'] - guessed:.2f} of the target's own",
     ]
     if found["accepted_by_depth"]:
         rates = ", ".join(f"{rate:.2f}" for rate in found["accepted_by_depth"])

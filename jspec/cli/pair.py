@@ -30,23 +30,37 @@ Rule = Literal[
     "lossy",
 ]
 LOSSY: Rule = "lossy"
+GROWS: Rule = "by_confidence"
+# Of rules that take no other kind of tree.
+USUAL_UNDER = {LOSSY: settings.FORK, GROWS: settings.GROWN}
 
 
 def usual_tree(rule: Rule, stop: str | None = None) -> str:
     """What a draft guesses under a rule where nothing is said; where something stops it early, a
     chain with levels to spare, for the fastest tree is that of a draft which never stops."""
-    if rule == LOSSY:
-        return settings.FORK
+    if rule in USUAL_UNDER:
+        return USUAL_UNDER[rule]
     return settings.USUAL_TREE if stop is None else settings.DEEP
 
 
 def find_rule(rule: Rule) -> "Verification":
-    """The rule of that name; of the lossy one a line says what it does to the text."""
+    """The rule of that name."""
+    return importlib.import_module(f"jspec.verify.{rule}")
+
+
+def check_rule(rule: Rule, *, lookup: bool, stop: str | None) -> None:
+    """Raises `ValueError` for a rule of trees that grow where none can."""
+    if rule == GROWS and (lookup or stop is not None):
+        said = "lookup: its trees" if lookup else f"stop={stop!r}: trees that drafting stops along"
+        raise ValueError(f"{said} are static, and rule={rule!r} says how one grows: leave one out")
+
+
+def warn_of(rule: Rule) -> None:
+    """Of the lossy rule, once nothing is refused any more, a line on what it does to the text."""
     if rule == LOSSY:
         from jspec.draft.target_started import LOSS
 
         console().print(LOSS, soft_wrap=True)
-    return importlib.import_module(f"jspec.verify.{rule}")
 
 
 def under(rule: Rule, draft: "Draft", target: "Checkpoint") -> "Draft":

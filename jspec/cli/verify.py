@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 from jspec.bench import settings
 from jspec.cli.held_out import check_counts, check_seed, check_temperatures, held_out_work
-from jspec.cli.pair import Dtype, Rule, find_draft, find_rule, read_target, under, usual_tree
+from jspec.cli.pair import (
+    Dtype,
+    Rule,
+    check_rule,
+    find_draft,
+    find_rule,
+    read_target,
+    under,
+    usual_tree,
+    warn_of,
+)
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.trees import find_tree
 from jspec.cli.verb import DONE, FAILED, Verb
@@ -89,6 +99,7 @@ class Verify(Verb):
             raise ValueError("draft and lookup exclude each other: give one of them")
         if self.lookup and self.stop is not None:
             raise ValueError(f"stop={self.stop!r}: look-up has nothing to stop, so leave it out")
+        check_rule(self.rule, lookup=self.lookup, stop=self.stop)
         check_counts(prompts=self.prompts, prompt_length=self.prompt_length, tokens=self.tokens)
         check_seed(self.seed)
         check_temperatures(self.temperatures)
@@ -123,6 +134,7 @@ class Verify(Verb):
             drafter, params = stopping(draft, draft.drafter(tree), self.stop)
             method = Method(name, drafter, params, rule, draft.reading)
         admit(rule, method.drafter)
+        warn_of(self.rule)
         return method
 
     def _compile(

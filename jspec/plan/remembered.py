@@ -37,7 +37,7 @@ def remembered(of: Mapping[str, Any], find: Callable[[], tuple[Tree, Mapping[str
         try:
             found = read_json(file)
             if found["of"] == said:
-                return Tree(tuple(found["parents"]))
+                return _tree(found["parents"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{file} does not hold a tree ({error!r}): delete it, and it is found again"
@@ -49,3 +49,10 @@ def remembered(of: Mapping[str, Any], find: Callable[[], tuple[Tree, Mapping[str
     except OSError:
         pass
     return tree
+
+
+def _tree(parents: Any) -> Tree:
+    """Raises `TypeError` or `ValueError` unless they are of a tree with a candidate."""
+    if len(parents) < 2 or any(type(parent) is not int for parent in parents):
+        raise TypeError(f"parents={parents!r}")
+    return Tree(tuple(parents))

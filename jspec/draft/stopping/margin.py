@@ -24,7 +24,7 @@ class Margin(Forgetful):
             name = getattr(rule, "__name__", "lossy").rpartition(".")[2]
             raise ValueError(
                 f"stop=margin reads dice that draft and target share, and rule={name!r} has none: "
-                "use confidence, entropy or running, or rule=coupled"
+                "use confidence or entropy, or rule=coupled"
             )
 
     def judge(self, params: Params, memory: tuple[()], worth: Array, seen: Seen) -> Array:
