@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,12 @@ def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:
 def divides(ways: Mapping[str, int], sizes: Any, rules: Rules = RULES) -> bool:
     """Whether a mesh of so many devices along each axis can cut what has these `sizes`."""
     return not any(_uncut(ways, sizes, rules))
+
+
+def widest(sizes: Any, among: Sequence[int] = tuple(2**n for n in range(13))) -> int:
+    """The most devices along `tensor`, of those numbers, that can cut what has these `sizes`."""
+    alone = dict.fromkeys(AXES, 1)
+    return max(count for count in among if divides({**alone, "tensor": count}, sizes))
 
 
 def _uncut(

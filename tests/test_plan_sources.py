@@ -18,8 +18,8 @@ from jspec.plan.published import SHAPES
 from jspec.plan.roofline import REACHED, pass_ms
 from jspec.plan.room import Room
 from jspec.plan.sizes import size_of
-from jspec.plan.sources import Contender, Work, declared, measuring, widest
-from jspec.sharding import divides
+from jspec.plan.sources import Contender, Work, declared, measuring
+from jspec.sharding import divides, widest
 
 TARGET, CHIP, WORK = transformer(SHAPES["llama3.1-8b"]), ACCELERATORS["h100"], Work(512, 512)
 SMALL = Contender("small", transformer(SHAPES["llama3.2-1b"]))

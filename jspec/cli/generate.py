@@ -231,7 +231,7 @@ class Generate(Verb):
     ) -> "tuple[LinenModel, Drafter, Params]":
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
-        from jspec.bench.stops import read_stop, stopping
+        from jspec.bench.stops import stopping
         from jspec.draft.lookup import LookupDrafter
         from jspec.shapes import read_tree, write_tree
 
@@ -265,11 +265,10 @@ class Generate(Verb):
                 soft_wrap=True,
             )
         draft = under(self.rule, draft, target)
-        if self.stop is not None:
-            read_stop(self.stop, draft)[0].admit(rule)  # before a tree is sought
         tree = find_tree(
             named, target, draft,
             rule=rule, temperature=self.temperature, dtype=self.dtype, mesh=mesh,
+            stop=self.stop,
         )  # fmt: skip
         self.tree = write_tree(tree)
         return draft.reading(target.model), *stopping(draft, draft.drafter(tree), self.stop)

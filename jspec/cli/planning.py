@@ -37,9 +37,9 @@ class Sources(NamedTuple):
 def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
     """For the hardware that is asked for."""
     from jspec.plan.accelerators import accelerator
-    from jspec.plan.sources import Work, compiling, declared, measuring, remembering, widest
+    from jspec.plan.sources import Work, compiling, declared, measuring, remembering
     from jspec.plan.topologies import devices_of, mesh_on, slice_of
-    from jspec.sharding import divides, read_sizes
+    from jspec.sharding import divides, read_sizes, widest
 
     work = Work(asked.context // 2, asked.context - asked.context // 2)
     if asked.context > target.model.config.context:

@@ -32,15 +32,20 @@ def find_tree(
     temperature: float,
     dtype: str,
     mesh: "Mesh | None" = None,
+    stop: str | None = None,
 ) -> "Tree | Growth":
     """The tree that `text` describes; `auto` is the fastest for the pair and one text at a time,
     which is found once on each machine, by measuring, and kept.
 
     Args:
       mesh: where the two lie.
+      stop: what is to stop drafting early, refused before a tree is sought.
     """
+    from jspec.bench.stops import read_stop
     from jspec.shapes import read_tree, write_tree
 
+    if stop is not None:
+        read_stop(stop, draft)[0].admit(rule)
     if text == AUTO:
         if rule.__name__.endswith(LOSSY):
             raise ValueError(

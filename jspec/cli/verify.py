@@ -115,7 +115,7 @@ class Verify(Verb):
         )
 
     def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
-        from jspec.bench.stops import admit, read_stop, stopping
+        from jspec.bench.stops import admit, stopping
         from jspec.bench.suite import Method, lookup
         from jspec.shapes import write_tree
 
@@ -126,10 +126,8 @@ class Verify(Verb):
         else:
             named = self.tree or usual_tree(self.rule, self.stop)
             draft = under(self.rule, draft, target)
-            if self.stop is not None:
-                read_stop(self.stop, draft)[0].admit(rule)  # before a tree is sought
-            hot = max(self.temperatures)
-            tree = find_tree(named, target, draft, rule=rule, temperature=hot, dtype=self.dtype)
+            hot, how = max(self.temperatures), {"rule": rule, "dtype": self.dtype}
+            tree = find_tree(named, target, draft, **how, temperature=hot, stop=self.stop)
             name = " ".join(filter(None, (self._guesser, write_tree(tree), self.stop)))
             drafter, params = stopping(draft, draft.drafter(tree), self.stop)
             method = Method(name, drafter, params, rule, draft.reading)

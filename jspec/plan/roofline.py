@@ -1,8 +1,10 @@
 """What the parts of a round must cost at least on an accelerator that its maker describes."""
 
+import numpy as np
+
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.costs import Costs, rising
-from jspec.plan.facts import ROUNDS
+from jspec.plan.facts import ROUNDS, milliseconds
 from jspec.plan.sizes import Size
 
 # What good kernels reach of the bandwidth and the rate, and how far off that may be: assumed.
@@ -49,8 +51,8 @@ def pass_ms(
     """Milliseconds of a pass over `rows` new tokens of each of `batch` texts."""
     bytes_read = size.read + batch * context * size.row
     operations = batch * rows * (size.operations + context * size.scores)
-    busy = max(bytes_read / chip.bandwidth, operations / chip.rate_of(size.bytes)) / chips
     # A layer that is cut by heads has two sums over all chips.
     sums = 2 * size.layers * (chips > 1)
-    sent = ROUNDS["all-reduce"] * sums * batch * rows * size.width * size.bytes / chip.link
-    return 1e3 * ((busy + sent) / REACHED + (size.layers + sums) * chip.dispatch)
+    sent = ROUNDS["all-reduce"] * sums * batch * rows * size.width * size.bytes
+    demands = np.array([bytes_read / chips, operations / chips, sent, sums], float)
+    return milliseconds(demands, chip.of(size.bytes), layers=size.layers, reached=REACHED)

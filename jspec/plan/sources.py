@@ -6,7 +6,7 @@ device needs.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, mod
 from jspec.plan.roofline import roofline
 from jspec.plan.room import Room
 from jspec.plan.sizes import Size, size_of, size_of_head
-from jspec.sharding import AXES, REPLICATED, RULES, Rules, divides
+from jspec.sharding import REPLICATED, RULES, Rules, divides, widest
 from jspec.tree import Tree
 from jspec.verify import coupled
 
@@ -209,12 +209,6 @@ def remembering(source: Source) -> Source:
         return known[place]
 
     return find
-
-
-def widest(config: ModelConfig, among: Sequence[int] = tuple(2**n for n in range(13))) -> int:
-    """Over how many devices at most, of those numbers, the heads and the feed-forward are cut."""
-    alone = dict.fromkeys(AXES, 1)
-    return max(count for count in among if divides({**alone, "tensor": count}, config))
 
 
 def on_each(part: LinenModel | Head, ways: Mapping[str, int], replicated: bool) -> bool:
