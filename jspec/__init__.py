@@ -1,39 +1,31 @@
 """Lossless speculative decoding and draft training in JAX."""
 
-from jspec import sharding, verify, zoo
-from jspec.authorship import to_html
-from jspec.cache import Block, Cache
-from jspec.candidates import Candidates, Draws, Rule, Verdict
+from jspec import verify, zoo
 from jspec.config import ModelConfig, RopeScaling, Shape
-from jspec.decode import autoregress, generate, speculate
-from jspec.draft.early import EarlyDrafter, EarlyParams
+from jspec.core.cache import Block, Cache
+from jspec.core.candidates import Candidates, Draws, Rule, Verdict
+from jspec.core.prompts import Prompts, prompts
+from jspec.core.sampling import Sampling, sampling
+from jspec.core.tree import Growth, Tree
+from jspec.decode import Generation, State, autoregress, generate, speculate
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.entropy import Entropy
-from jspec.draft.stopping.margin import Margin
-from jspec.draft.stopping.protocol import Stop
-from jspec.draft.stopping.running import Running
+from jspec.draft.stopping import Confidence, Entropy, Margin, Running, Stop
 from jspec.formats.decision import Decision, load_decision, save_decision
 from jspec.formats.heads import HeadCheckpoint, load_head, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
-from jspec.growth import Growth
-from jspec.launch import join
-from jspec.models.attention import attend_layer
 from jspec.models.heads import HeadParams
+from jspec.models.layers import attend_layer
 from jspec.models.own import from_linen, from_nnx
 from jspec.models.protocol import LinenModel, Model, Output
 from jspec.models.transformer import observed, transformer
-from jspec.queue import generate_many
-from jspec.ragged import Prompts, prompts
-from jspec.sampling import Sampling, sampling
-from jspec.sharding import make_mesh
-from jspec.state import Generation, State
-from jspec.stream import stream, stream_plain
-from jspec.text import stream_text
-from jspec.tree import Tree
+from jspec.parallel import sharding
+from jspec.parallel.launch import join
+from jspec.parallel.sharding import make_mesh
+from jspec.serving import generate_many, stream, stream_plain, stream_text, to_html
 
 __all__ = [
     "Block",

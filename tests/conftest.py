@@ -6,6 +6,16 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+import pytest
+import tiny_zoo
+from ours import write_original
+from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp
+
+from jspec import Generation, Model, ModelConfig, transformer, zoo
+from jspec.bench import settings
+from jspec.models.protocol import Params
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when jax is imported, so it is set before. The programs are small and run a few times, so
 # most of a test is compiling; optimising machine code takes a third of that.
@@ -15,15 +25,6 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-import tiny_zoo  # noqa: E402
-from ours import write_original  # noqa: E402
-from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp  # noqa: E402
-
-from jspec import Generation, Model, ModelConfig, transformer, zoo  # noqa: E402
-from jspec.bench import settings  # noqa: E402
-from jspec.models.protocol import Params  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

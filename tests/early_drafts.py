@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from texts import Candidate
 
 from jspec import Tree
-from jspec.draft.early import EarlyDrafter, EarlyParams
-from jspec.draft.stopping.forgetful import Forgetful
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
+from jspec.draft.stopping import Forgetful
 
 LONG = Tree.chain(6)
 

@@ -15,7 +15,7 @@ import jspec
 from jspec import zoo
 from jspec.cli.main import main
 from jspec.models import pruning
-from jspec.sharding import REPLICATED
+from jspec.parallel.sharding import REPLICATED
 
 MEGABYTE = 2**20
 STATUS = Path("/proc/self/status")
@@ -55,7 +55,7 @@ def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.Generati
         draft.params,
         jspec.prompts(ROWS, context=context, tokens=12),
         jax.random.split(jax.random.key(7), len(ROWS)),
-        jspec.sampling(len(ROWS), temperature=[0.0, 0.5, 1.0, 1.5]),
+        jspec.core.sampling(len(ROWS), temperature=[0.0, 0.5, 1.0, 1.5]),
         target=target.model,
         drafter=jspec.SmallModelDrafter(draft.model, jspec.Tree.branching((2, 1))),
         tokens=12,

@@ -9,7 +9,7 @@ from laws import PROMPT, enumerable, enumerable_params
 from texts import teach
 
 from jspec import Tree
-from jspec.sampling import sampling
+from jspec.core.sampling import sampling
 from jspec.verify import lossy
 
 VOCABULARY = enumerable.config.vocabulary

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jspec.cache import commit, empty_cache
+from jspec.core.cache import commit, empty_cache
 
 TOLERANCE = 1e-4
 ORIGINAL = 16  # tokens that the stretched models were trained on, were they trained

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jspec import Tree
-from jspec.attention import attend, within
+from jspec.core.attention import attend, within
 
 B, K, C, S = 3, 2, 4, 7
 LENGTH = np.array([0, 3, 7])

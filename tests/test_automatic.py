@@ -11,13 +11,13 @@ from jspec.bench import settings
 from jspec.cli import trees
 from jspec.cli.main import main
 from jspec.cli.pair import find_draft, read_target
-from jspec.draft.stopping.network import LawNetwork
+from jspec.core.tree_text import write_tree
+from jspec.draft.stop_networks import LawNetwork
 from jspec.formats.decision import ABOUT, WEIGHTS, Decision, save_decision
 from jspec.plan import automatic
 from jspec.plan.automatic import Choice, choose
 from jspec.plan.costs import Costs
 from jspec.plan.remembered import fingerprint, remembered
-from jspec.shapes import write_tree
 
 COSTS = Costs(((2, 1.0), (9, 1.5)), ((1, 0.1),), 1.0, "told")
 FOUND = Tree.from_paths([(0, 0), (1,)])

@@ -19,11 +19,10 @@ from jspec.bench.summary import best, summarise
 from jspec.bench.table import table
 from jspec.bench.timing import Run, Sample, interleave
 from jspec.cli.main import main
-from jspec.growth import Growth
+from jspec.core.tree import Growth, Tree
+from jspec.core.tree_text import read_tree
+from jspec.decode import Generation
 from jspec.models.transformer import transformer
-from jspec.shapes import read_tree
-from jspec.state import Generation
-from jspec.tree import Tree
 
 ROWS = [[5, 6, 7, 8], [9, 10, 11, 12]]
 

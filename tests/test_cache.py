@@ -9,7 +9,7 @@ import pytest
 from texts import candidates, rows_of
 
 from jspec import LookupDrafter, SmallModelDrafter, Tree
-from jspec.cache import Block, Cache, commit, empty_block, empty_cache
+from jspec.core.cache import Block, Cache, commit, empty_block, empty_cache
 from jspec.decode import begin, speculate
 
 TOKENS = 24

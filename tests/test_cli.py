@@ -19,11 +19,11 @@ from jspec.bench import settings
 from jspec.cli.demo import GUESSED, SUPPLIED, coloured
 from jspec.cli.generate import Generate
 from jspec.cli.main import _hear_again, main
+from jspec.core.prompts import prompts
+from jspec.core.sampling import sampling
 from jspec.decode import autoregress
 from jspec.formats.huggingface import load, save
 from jspec.models.transformer import transformer
-from jspec.ragged import prompts
-from jspec.sampling import sampling
 from jspec.zoo.tokenizer import train_tokenizer
 
 PROMPT = "def add(left"

@@ -22,9 +22,9 @@ from jspec.distill.student import HeadStudent, ModelStudent, Student, head_of
 from jspec.formats.families import read_config
 from jspec.models.protocol import LinenModel, LinenPart, Params
 from jspec.models.pruning import spread_layers
+from jspec.parallel.sharding import REPLICATED, RULES, check, shardings
 from jspec.plan.published import SHAPES
 from jspec.plan.sizes import parameters_of
-from jspec.sharding import REPLICATED, RULES, check, shardings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jspec.distill.data import SHORTEST, Document, Mixture, batch_at, pack
-from jspec.sharding import make_mesh
+from jspec.parallel.sharding import make_mesh
 
 RNG = np.random.default_rng(3)
 LENGTH = 48

@@ -17,7 +17,7 @@ from jspec.bench.calibration import BINS, calibration
 from jspec.bench.drafts import head_states, model_states, seen_by
 from jspec.distill.decision import Examples, chances, teach, untaught
 from jspec.distill.rollouts import COUPLED, LABELS, TOKEN_LEVEL, judged, rollouts
-from jspec.draft.stopping.network import HiddenNetwork
+from jspec.draft.stop_networks import HiddenNetwork
 from jspec.formats.decision import ABOUT, WEIGHTS, Decision
 
 TOKENS, WIDTH, VOCABULARY = 24, 6, 13

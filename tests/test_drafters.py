@@ -8,9 +8,9 @@ from laws import next_token_law
 from texts import TOKENS, rows_of, speculative_text, teach
 
 from jspec import Growth, LookupDrafter, SmallModelDrafter, Tree, sampling
+from jspec.core.penalties import recall
+from jspec.core.sampling import noise
 from jspec.draft.protocol import Text
-from jspec.penalties import recall
-from jspec.sampling import noise
 from jspec.verify import coupled
 
 

@@ -18,7 +18,7 @@ from jspec.formats.speculators import Served
 from jspec.models.eagle3 import eagle3
 from jspec.models.heads import HeadParams, eagle
 from jspec.models.transformer import observed
-from jspec.sharding import REPLICATED
+from jspec.parallel.sharding import REPLICATED
 
 V, D, F, H, K, C, WIDE = 40, 16, 24, 4, 2, 4, 24
 CONFIG = ModelConfig(

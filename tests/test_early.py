@@ -8,34 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from early_drafts import LONG, Coin, early_draft, network
-from texts import (
-    TOKENS,
-    Candidate,
-    disagreements,
-    few_tokens,
-    headed,
-    rows_of,
-    speculative_text,
-)
+from texts import TOKENS, Candidate, disagreements, few_tokens, headed, rows_of, speculative_text
 
-from jspec import (
-    Growth,
-    LookupDrafter,
-    Tree,
-    generate,
-    generate_many,
-    make_mesh,
-    sampling,
-)
-from jspec.draft import early
-from jspec.draft.early import EarlyDrafter, EarlyParams
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.entropy import Entropy
-from jspec.draft.stopping.margin import Margin
-from jspec.draft.stopping.network import HiddenNetwork, LawNetwork, hidden_sizes
-from jspec.draft.stopping.running import Running
-from jspec.sharding import shardings
-from jspec.slices import check_slices, usual_slices
+from jspec import Growth, LookupDrafter, Tree, generate, generate_many, make_mesh, sampling
+from jspec.decode import check_slices, usual_slices
+from jspec.draft import early_stopping
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
+from jspec.draft.stop_networks import HiddenNetwork, LawNetwork, hidden_sizes
+from jspec.draft.stopping import Confidence, Entropy, Margin, Running
+from jspec.parallel.sharding import shardings
 from jspec.verify import coupled, token_level
 
 STOPS = {
@@ -288,7 +269,7 @@ def test_what_a_sequence_kept_lately_counts_most():
 
 def test_the_paths_worth_is_what_its_nodes_say():
     logits = jnp.log(jnp.array([[[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]]))
-    seen = early.Seen(
+    seen = early_stopping.Seen(
         coupled,
         jnp.zeros((1, 1, 3)),
         sampling(1, temperature=1.0),

@@ -24,12 +24,10 @@ from laws import (
 from texts import compiled_afresh, disagreements, rows_of, speculative_text
 
 from jspec import Tree, decode, generate, prompts, sampling
-from jspec.draft import early
-from jspec.draft.early import EarlyDrafter, EarlyParams
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.entropy import Entropy
-from jspec.draft.stopping.network import HiddenNetwork, hidden_sizes
-from jspec.draft.stopping.running import Running
+from jspec.draft import early_stopping
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
+from jspec.draft.stop_networks import HiddenNetwork, hidden_sizes
+from jspec.draft.stopping import Confidence, Entropy, Running
 from jspec.verify import (
     block,
     coupled,
@@ -136,13 +134,13 @@ def test_dice_that_refuse_a_guess_are_not_seen_by_what_decides():
 def test_to_drop_what_was_drawn_for_what_it_is_changes_the_law_of_rejection_alone(
     rule, monkeypatch
 ):
-    right = early.draw_level
+    right = early_stopping.draw_level
 
     def dropping(*args, **how):
         drawn, carry = right(*args, **how)
         return drawn._replace(there=drawn.there & (drawn.tokens % 2 == 0)), carry
 
-    monkeypatch.setattr(early, "draw_level", dropping)
+    monkeypatch.setattr(early_stopping, "draw_level", dropping)
     afresh = compiled_afresh(decode.generate.__wrapped__, "target", "drafter", "rule", "tokens")
     written = speculative_draws(
         132, afresh, rule=rule, tree=Tree.chain(2), kind=functools.partial(stopping_at, Coin()),

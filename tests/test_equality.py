@@ -7,7 +7,7 @@ import pytest
 from texts import TOKENS, disagreements, plain_text, rows_of, speculative_text, stopping
 
 from jspec import Generation
-from jspec.state import EXHAUSTED, STOPPED
+from jspec.decode import EXHAUSTED, STOPPED
 
 KINDS = (
     pytest.param("head", marks=pytest.mark.slow),

@@ -10,12 +10,12 @@ import pytest
 from texts import rows_of
 
 from jspec import Growth, Tree, generate, sampling
-from jspec.candidates import Draws
+from jspec.core.candidates import Draws
+from jspec.core.penalties import recall
+from jspec.core.sampling import noise
 from jspec.decode import begin, speculate
-from jspec.draft.expanding import best, expand
+from jspec.draft.dynamic_tree import best, expand
 from jspec.draft.protocol import Text
-from jspec.penalties import recall
-from jspec.sampling import noise
 from jspec.verify import by_confidence, coupled, one_sample
 
 B, V, WIDTH, DEPTH = 6, 7, 3, 3

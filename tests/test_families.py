@@ -30,7 +30,7 @@ from jspec import (
     transformer,
 )
 from jspec.models.protocol import Params
-from jspec.sharding import make_mesh, shardings
+from jspec.parallel.sharding import make_mesh, shardings
 
 TOKENS = 40
 TEMPERATURES = (0.0, 0.7, 1.0, 1.5, 0.3, 1.0)

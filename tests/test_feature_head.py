@@ -9,19 +9,13 @@ import pytest
 from texts import few_tokens, headed, one_layer, rows_of
 
 from jspec import Growth, Tree, sampling
+from jspec.core.sampling import noise
 from jspec.decode import begin, speculate
 from jspec.draft.protocol import Text
 from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle, fspad
 from jspec.models.prefill import prefill_with_features
-from jspec.sampling import noise
-from jspec.verify import (
-    coupled,
-    one_sample,
-    token_level,
-    with_replacement,
-    without_replacement,
-)
+from jspec.verify import coupled, one_sample, token_level, with_replacement, without_replacement
 
 TREE, GROWN = Tree.branching((2, 2, 1)), Growth(3, 3, 8)
 ROUNDS, TOKENS = 6, 24

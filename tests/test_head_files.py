@@ -15,15 +15,8 @@ from references import assert_same, edit, refused, rewrite
 from safetensors.numpy import load_file, save_file
 
 from jspec import ModelConfig, RopeScaling, load, load_head, make_mesh, save, save_head, transformer
-from jspec.models.heads import (
-    FeatureLayer,
-    Head,
-    alignment_alone,
-    eagle,
-    fspad,
-    sampling_alone,
-)
-from jspec.sharding import REPLICATED
+from jspec.models.heads import FeatureLayer, Head, alignment_alone, eagle, fspad, sampling_alone
+from jspec.parallel.sharding import REPLICATED
 
 V, D, F, H, K, C = 40, 16, 24, 4, 2, 4
 CONFIG = ModelConfig(

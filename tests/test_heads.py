@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jspec import ModelConfig
-from jspec.cache import commit, empty_block, empty_cache
+from jspec.core.cache import commit, empty_block, empty_cache
 from jspec.models.eagle3 import eagle3
 from jspec.models.heads import alignment_alone, eagle, fspad, sampling_alone
 

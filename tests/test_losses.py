@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jspec.core.sampling import noise, sampling
 from jspec.distill import losses
 from jspec.distill.losses import LOSSES, mixture
-from jspec.sampling import noise, sampling
 
 VOCABULARY = 12
 STEP = 1e-5

@@ -25,12 +25,11 @@ from texts import NO_STOPS, compiled_afresh, near
 
 from jspec import Growth, LookupDrafter, SmallModelDrafter, Tree, decode, generate, prompts
 from jspec.bench.acceptance import acceptance
-from jspec.candidates import Draws
-from jspec.draft.early import EarlyDrafter, EarlyParams
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.running import Running
+from jspec.core.candidates import Draws
+from jspec.core.sampling import sampling
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
+from jspec.draft.stopping import Confidence, Running
 from jspec.draft.target_started import LossyWarning, TargetStartedDrafter, TargetStartedParams
-from jspec.sampling import sampling
 from jspec.verify import block, coupled, lossy, one_sample, token_level, without_replacement
 
 FORK, STATIC, SINGLE = Tree.fork(2, 3), Tree.branching((2, 2, 2)), Tree.chain(3)

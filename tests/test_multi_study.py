@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jspec.cli.main import main
-from jspec.shapes import read_tree, write_tree
+from jspec.core.tree_text import read_tree, write_tree
 from jspec.studies import multi_candidate as study_of_candidates
 from jspec.studies.multi_candidate import HEADLINE, headline
 from jspec.studies.multi_findings import deciders, drifts, headlines, own_best

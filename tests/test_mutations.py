@@ -2,20 +2,12 @@
 
 import jax.numpy as jnp
 import numpy as np
-from laws import (
-    SMALLEST_P,
-    counts_of,
-    joint_law,
-    p_value,
-    pair_law,
-    pairs_of,
-    plain_draws,
-)
+from laws import SMALLEST_P, counts_of, joint_law, p_value, pair_law, pairs_of, plain_draws
 from texts import Candidate, compiled_afresh, disagreements, speculative_text
 
 from jspec import SmallModelDrafter, Tree, decode
-from jspec.candidates import Candidates, Verdict
-from jspec.sampling import noise, pick
+from jspec.core.candidates import Candidates, Verdict
+from jspec.core.sampling import noise, pick
 from jspec.verify import coupled
 
 # Short: a wrong rule shows within a few rounds.

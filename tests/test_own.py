@@ -41,7 +41,7 @@ def batch():
     return Batch(
         jspec.prompts(rows, context=CONTEXT, tokens=TOKENS),
         jax.random.split(jax.random.key(71), len(rows)),
-        jspec.sampling(len(rows), temperature=(0.0, 0.7, 1.2)),
+        jspec.core.sampling(len(rows), temperature=(0.0, 0.7, 1.2)),
     )
 
 

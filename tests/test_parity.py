@@ -22,7 +22,7 @@ from references import (
     run,
 )
 
-from jspec.cache import empty_block
+from jspec.core.cache import empty_block
 from jspec.formats.huggingface import load
 from jspec.models.prefill import prefill
 

@@ -8,8 +8,8 @@ from texts import settings
 from transformers.generation import logits_process as hf
 
 from jspec import Tree, sampling
-from jspec.penalties import Ahead, recall, remember
-from jspec.sampling import warp
+from jspec.core.penalties import Ahead, recall, remember
+from jspec.core.sampling import warp
 
 VOCABULARY = 61
 

@@ -24,12 +24,13 @@ from texts import (
 )
 
 import jspec
-from jspec import Model, ModelConfig, SmallModelDrafter, Tree, decode, memory, verify
-from jspec.cache import Block, commit, empty_cache
+from jspec import Model, ModelConfig, SmallModelDrafter, Tree, decode, verify
+from jspec.core.cache import Block, commit, empty_cache
 from jspec.formats.huggingface import load, save
 from jspec.formats.tensors import Stored
 from jspec.models.protocol import Params
-from jspec.sharding import REPLICATED, RULES, Rules, constrain, make_mesh, shardings
+from jspec.parallel import memory
+from jspec.parallel.sharding import REPLICATED, RULES, Rules, constrain, make_mesh, shardings
 
 TOKENS = 48
 SIZES = {"vocabulary": 64, "width": 32, "feedforward": 48, "layers": 1, "channels": 8}
@@ -120,7 +121,7 @@ def test_a_stream_and_a_queue_on_a_mesh_are_plain_decoding_too(params, batch, pl
     few, expected = (rows_of(x, slice(7, 12)) for x in (batch, plain))
     how = {"target": TARGET, "drafter": draft.drafter, "tokens": TOKENS}
     with jax.set_mesh(mesh):
-        *_, streamed = jspec.stream(cut, draft.params, *few, **how, rounds=16)
+        *_, streamed = jspec.serving(cut, draft.params, *few, **how, rounds=16)
         queued = dict(jspec.generate_many(cut, draft.params, *few, **how, batch=4))
     assert disagreements(TARGET, params, few, expected, streamed) == (0, [])
     for row, text in queued.items():

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from jspec.cli.main import main
+from jspec.core.tree import Tree
 from jspec.plan import sources, topologies
 from jspec.plan.measured import costs
-from jspec.tree import Tree
 
 ELSEWHERE = ["plan", "--target", "llama3.1-8b", "--hardware", "h100"]
 

@@ -13,24 +13,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jspec import ModelConfig, transformer
 from jspec.models.eagle3 import eagle3
 from jspec.models.heads import eagle
+from jspec.parallel.sharding import make_mesh
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
 from jspec.plan.compiled import Compiled, compile_passes, compiled, needed
-from jspec.plan.facts import (
-    Exchange,
-    Facts,
-    Overflow,
-    compile_for,
-    exchanges,
-    facts,
-    milliseconds,
-)
+from jspec.plan.facts import Exchange, Facts, Overflow, compile_for, exchanges, facts, milliseconds
 from jspec.plan.gate import GIVEN, READ, gate
 from jspec.plan.programs import held, laid, laid_cache, model_passes
 from jspec.plan.sources import Work, launch_of
 from jspec.plan.topologies import mesh_on
 from jspec.plan.traffic import bytes_read, size_of
-from jspec.sharding import make_mesh
 
 PROGRAMS = ["prefill", "refill", "seat", "round", "commit", "generation", "step"]
 CONFIG = ModelConfig(

@@ -8,12 +8,12 @@ import pytest
 
 from jspec import transformer
 from jspec.models.heads import eagle, fspad
+from jspec.parallel.sharding import divides
 from jspec.plan.accelerators import ACCELERATORS, accelerator
 from jspec.plan.imagined import describe, imagine, read_count, shapes
 from jspec.plan.published import SHAPES
 from jspec.plan.roofline import pass_ms, roofline
 from jspec.plan.sizes import parameters_of, size_of, size_of_head
-from jspec.sharding import divides
 
 TARGET = SHAPES["llama3.1-8b"]
 

@@ -9,6 +9,7 @@ from jspec import transformer
 from jspec.cli.pair import read_draft
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.heads import eagle
+from jspec.parallel.sharding import divides, widest
 from jspec.plan import sources
 from jspec.plan.accelerators import ACCELERATORS
 from jspec.plan.facts import Exchange, Facts, milliseconds
@@ -19,7 +20,6 @@ from jspec.plan.roofline import REACHED, pass_ms
 from jspec.plan.room import Room
 from jspec.plan.sizes import size_of
 from jspec.plan.sources import Contender, Work, declared, measuring
-from jspec.sharding import divides, widest
 
 TARGET, CHIP, WORK = transformer(SHAPES["llama3.1-8b"]), ACCELERATORS["h100"], Work(512, 512)
 SMALL = Contender("small", transformer(SHAPES["llama3.2-1b"]))

@@ -14,7 +14,7 @@ from jspec.config import ModelConfig
 from jspec.distill.recipe import Distillation
 from jspec.formats.huggingface import load
 from jspec.models.pruning import first_layers, prune, spread_layers
-from jspec.sharding import read_mesh
+from jspec.parallel.sharding import read_mesh
 
 CONFIG = ModelConfig(
     vocabulary=37, width=24, feedforward=20, layers=4, heads=6, kv_heads=3, channels=6, context=64

@@ -77,7 +77,7 @@ def test_a_queue_and_a_stream_write_what_generate_writes_under_every_rule(
     draft = drafts["k-ary"].params
     whole = jspec.generate(params, draft, *batch, **how)
     assert len(np.unique(whole.length)) > 5
-    *_, streamed = jspec.stream(params, draft, *batch, **how, rounds=5)
+    *_, streamed = jspec.serving(params, draft, *batch, **how, rounds=5)
     np.testing.assert_array_equal(streamed.tokens, whole.tokens)
     for index, text in jspec.generate_many(params, draft, *batch, **how, batch=4):
         length = int(whole.length[index])

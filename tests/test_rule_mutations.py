@@ -8,7 +8,7 @@ from laws import PAIRS, SMALLEST_P, counts_of, joint_law, p_value, speculative_d
 from texts import compiled_afresh
 
 from jspec import Tree, decode
-from jspec.sampling import warp
+from jspec.core.sampling import warp
 from jspec.verify import block, recursive, rejection, token_level, traversal, without_replacement
 
 HOT = {"temperature": 1.0}

@@ -26,7 +26,7 @@ from jspec import (
     prompts,
     sampling,
 )
-from jspec.candidates import Draws
+from jspec.core.candidates import Draws
 from jspec.verify import (
     block,
     coupled,

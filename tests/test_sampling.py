@@ -7,9 +7,9 @@ import pytest
 from laws import next_token_law
 
 from jspec import Sampling, sampling
-from jspec.cuts import keep_min_p
-from jspec.penalties import recall
-from jspec.sampling import first_best, noise, pick, warp
+from jspec.core.filters import keep_min_p
+from jspec.core.penalties import recall
+from jspec.core.sampling import first_best, noise, pick, warp
 
 
 def bare(logits: jax.Array, how: Sampling) -> jax.Array:

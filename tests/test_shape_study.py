@@ -9,6 +9,7 @@ import tiny_zoo
 
 from jspec import zoo
 from jspec.cli.main import main
+from jspec.core.tree import Tree
 from jspec.plan.acceptance import counted
 from jspec.plan.gain import predict
 from jspec.plan.measured import taken_apart
@@ -29,7 +30,6 @@ from jspec.studies.shape_gauge import (
     in_batch,
 )
 from jspec.studies.shape_recipe import DraftShapeStudy, folder_of
-from jspec.tree import Tree
 from jspec.zoo import lessons
 
 RECIPE = DraftShapeStudy(served=(0.0,), batches=(1,), depths=(2, 4))

@@ -13,8 +13,7 @@ from jspec.bench.drafts import ModelDraft
 from jspec.bench.stops import read_stop
 from jspec.cli.bench import Bench
 from jspec.distill.decision import untaught
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.running import Running
+from jspec.draft.stopping import Confidence, Running
 from jspec.formats.decision import ABOUT, WEIGHTS, Decision, load_decision, save_decision
 from jspec.formats.huggingface import load, save
 

@@ -17,14 +17,7 @@ from jspec.distill.losses import coupled_rejection
 from jspec.formats.huggingface import load
 from jspec.studies import node
 from jspec.studies.findings import findings
-from jspec.studies.gauge import (
-    NODE_RULES,
-    OVERLAP,
-    PER_ROUND,
-    at_node,
-    decoded,
-    methods,
-)
+from jspec.studies.gauge import NODE_RULES, OVERLAP, PER_ROUND, at_node, decoded, methods
 from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, mean

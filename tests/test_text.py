@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from jspec import Generation
-from jspec.state import EXHAUSTED, STOPPED
-from jspec.text import Reader, ready, stream_text
+from jspec.decode import EXHAUSTED, STOPPED
+from jspec.serving import Reader, ready, stream_text
 
 
 class Bytes:

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 
-from jspec.threefry import gumbel
+from jspec.core.threefry import gumbel
 
 
 def test_the_noise_is_that_of_jax_random():

@@ -21,7 +21,7 @@ from jspec import (
     prompts,
     sampling,
 )
-from jspec.tree import NO_NODE
+from jspec.core.tree import NO_NODE
 from jspec.verify import block, token_level, traversal, without_replacement
 
 ROUNDS, VOCABULARY = 20_000, 4

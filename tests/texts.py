@@ -29,13 +29,13 @@ from jspec import (
     sampling,
     transformer,
 )
+from jspec.core.penalties import recall
+from jspec.core.sampling import noise, warp
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.models.eagle3 import Eagle3, eagle3
 from jspec.models.heads import Head, HeadParams, fspad
 from jspec.models.protocol import Params
 from jspec.models.transformer import observed
-from jspec.penalties import recall
-from jspec.sampling import noise, warp
 
 TOKENS = 256
 CONTEXT = 512

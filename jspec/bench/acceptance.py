@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jspec.state import Generation
+from jspec.decode import Generation
 
 DEFINITION = (
     "accepted_by_depth[d - 1] is the share of the rounds that wrote which kept a guess at depth d; "

@@ -11,9 +11,9 @@ import numpy as np
 
 from jspec.bench.suite import PLAIN, Workload
 from jspec.bench.timing import Sample
+from jspec.core.penalties import recall
+from jspec.core.sampling import noise, warp
 from jspec.models.protocol import Model, Params
-from jspec.penalties import recall
-from jspec.sampling import noise, warp
 
 NEAR_TIE = 1e-3
 BUCKET = 64

@@ -20,15 +20,14 @@ from jax import Array
 
 from jspec.bench.rounds import ROUNDS, loops, seconds
 from jspec.bench.suite import Method, Workload
-from jspec.cache import Block, Cache, empty_block
+from jspec.core.cache import Block, Cache, empty_block
+from jspec.core.tree import Growth, Tree
+from jspec.decode import State
 from jspec.draft.feature_head import FeatureDrafter, FeatureState
-from jspec.draft.growing import inner_levels
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.growth import Growth
+from jspec.draft.static_tree import inner_levels
 from jspec.models.heads import Guess, HeadParams
 from jspec.models.protocol import Model, Params
-from jspec.state import State
-from jspec.tree import Tree
 
 
 @dataclass(frozen=True)

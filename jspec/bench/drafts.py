@@ -10,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.draft.early import EarlyDrafter
+from jspec.core.tree import Growth, Tree
+from jspec.draft.early_stopping import EarlyDrafter
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.target_started import LossyWarning, TargetStartedDrafter, TargetStartedParams
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
-from jspec.growth import Growth
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, LinenModel, Model, Params
 from jspec.models.transformer import observed
-from jspec.tree import Tree
 
 
 class Draft(Protocol):

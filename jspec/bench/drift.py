@@ -12,9 +12,9 @@ from jax import Array
 from jspec.bench.drafts import model_logits
 from jspec.bench.law import DEPTH, first_tokens
 from jspec.bench.suite import Method
+from jspec.core.prompts import Prompts
+from jspec.decode import Generation
 from jspec.models.protocol import Model, Params
-from jspec.ragged import Prompts
-from jspec.state import Generation
 
 ENUMERABLE = 32  # a vocabulary of which every two tokens are contexts of one batch
 REPEATS = 20

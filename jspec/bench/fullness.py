@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from jspec.bench.suite import Method, Workload
+from jspec.core.prompts import Prompts
+from jspec.core.sampling import sampling
 from jspec.decode import begin
 from jspec.models.protocol import Model, Params
-from jspec.queue import generate_many, until_one_is_done
-from jspec.ragged import Prompts
-from jspec.sampling import sampling
+from jspec.serving import generate_many, until_one_is_done
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import numpy as np
 from jax import Array
 
 from jspec.bench.suite import Method
+from jspec.core.prompts import prompts
+from jspec.core.sampling import sampling
 from jspec.decode import generate
 from jspec.models.protocol import Model, Params
-from jspec.ragged import prompts
-from jspec.sampling import sampling
 
 ROWS, PIECES = 64, 32
 DEPTH, BINS = 3, 4

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from jspec.bench.suite import Method, Workload
-from jspec.candidates import Rule
-from jspec.decode import begin, speculate
+from jspec.core.candidates import Rule
+from jspec.decode import State, begin, speculate
 from jspec.draft.protocol import Text
 from jspec.models.protocol import Model, Params
-from jspec.state import State
 
 ROUNDS = 32
 

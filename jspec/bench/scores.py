@@ -10,12 +10,12 @@ import numpy as np
 from jax import Array
 from scipy import optimize
 
+from jspec.core.prompts import Prompts
+from jspec.core.sampling import noise, sampling
 from jspec.decode import autoregress
 from jspec.distill.rollouts import before, written_out
 from jspec.draft.small_model import widened
 from jspec.models.protocol import Model, Params
-from jspec.ragged import Prompts
-from jspec.sampling import noise, sampling
 from jspec.verify import coupled, one_sample
 
 SCALES = 0.02, 10.0  # between which the error of a draft is sought

@@ -4,14 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from jspec.bench.drafts import Draft, target_started
-from jspec.candidates import Rule
-from jspec.draft.early import EarlyDrafter, EarlyParams
+from jspec.core.candidates import Rule
+from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
 from jspec.draft.protocol import Drafter
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.entropy import Entropy
-from jspec.draft.stopping.margin import Margin
-from jspec.draft.stopping.protocol import Stop
-from jspec.draft.stopping.running import Running
+from jspec.draft.stopping import Confidence, Entropy, Margin, Running, Stop
 from jspec.draft.target_started import TargetStartedDrafter, TargetStartedParams
 from jspec.formats.decision import ABOUT, load_decision
 from jspec.models.protocol import Params

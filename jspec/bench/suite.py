@@ -12,15 +12,14 @@ import numpy as np
 from jspec.bench.drafts import Draft
 from jspec.bench.stops import admit, stopping
 from jspec.bench.timing import Run
-from jspec.candidates import Draws, Rule
-from jspec.decode import autoregress, generate
+from jspec.core.candidates import Draws, Rule
+from jspec.core.prompts import Prompts, prompts
+from jspec.core.sampling import Sampling, sampling
+from jspec.core.tree_text import read_tree
+from jspec.decode import Generation, autoregress, generate
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
-from jspec.ragged import Prompts, prompts
-from jspec.sampling import Sampling, sampling
-from jspec.shapes import read_tree
-from jspec.state import Generation
 from jspec.verify import by_confidence, coupled, one_sample
 
 PLAIN = "plain"

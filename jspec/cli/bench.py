@@ -191,8 +191,8 @@ class Bench(Verb):
 
     def _stops(self, tree: str, context: int) -> tuple[str | None, ...]:
         """In what ways drafting along a tree may end: at its leaves, and early."""
-        from jspec.shapes import read_tree
-        from jspec.tree import Tree
+        from jspec.core.tree import Tree
+        from jspec.core.tree_text import read_tree
 
         return (None, *(self.stop if isinstance(read_tree(tree, context), Tree) else ()))
 

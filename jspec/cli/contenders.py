@@ -128,7 +128,7 @@ def _admit(source: str, model: "LinenModel", dtype: str) -> None:
     """Raises `ValueError` for a target that this machine cannot hold."""
     import jax
 
-    from jspec.memory import GIGABYTE, free_on
+    from jspec.parallel.memory import GIGABYTE, free_on
     from jspec.plan.sizes import size_of
 
     needed, free = size_of(model, dtype).held, free_on(jax.local_devices()[0])

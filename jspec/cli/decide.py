@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jspec.bench.calibration import Calibration
     from jspec.bench.suite import Workload
     from jspec.distill.decision import Taught
-    from jspec.draft.stopping.network import Network
+    from jspec.draft.stop_networks import Network
     from jspec.formats.huggingface import Checkpoint
 
 RESULTS = "calibration.json"
@@ -86,7 +86,7 @@ class Decide(Verb):
         return DONE
 
     def _check(self) -> None:
-        from jspec.draft.stopping.protocol import check_threshold
+        from jspec.draft.stopping import check_threshold
 
         check_counts(prompts=self.prompts, tokens=self.tokens, batch=self.batch, epochs=self.epochs)
         if self.prompt_length < 2:

@@ -179,7 +179,7 @@ def show_generation(program: "Program", tokenizer: Any) -> None:
 
 def coloured(tokens: Sequence[int], guessed: Sequence[bool], tokenizer: Any) -> Text:
     """The text, run by run of tokens from the same hand."""
-    from jspec.authorship import runs
+    from jspec.serving import runs
 
     text = Text()
     for run, hit in runs(tokens, guessed, tokenizer):

@@ -149,9 +149,9 @@ def _model_student(
 ) -> "Checkpoint":
     import jax
 
-    from jspec.models.initial import initial
+    from jspec.models.protocol import initial
     from jspec.models.transformer import transformer
-    from jspec.sharding import REPLICATED, RULES
+    from jspec.parallel.sharding import REPLICATED, RULES
 
     if recipe.model is None:
         found = read_draft(recipe.draft, target, "float32", mesh, replicated=recipe.replicated)
@@ -177,7 +177,7 @@ def _cut_out(
 
     from jspec.models.pruning import first_layers, prune, spread_layers
     from jspec.models.transformer import transformer
-    from jspec.sharding import REPLICATED, RULES, check, shardings
+    from jspec.parallel.sharding import REPLICATED, RULES, check, shardings
 
     rules = REPLICATED if recipe.replicated else RULES
     if mesh is not None:
@@ -206,8 +206,8 @@ def _head_student(
 
     from jspec.distill.student import check_said, head_of
     from jspec.formats.heads import HeadCheckpoint, own_format
-    from jspec.models.initial import initial
-    from jspec.sharding import REPLICATED, RULES, check
+    from jspec.models.protocol import initial
+    from jspec.parallel.sharding import REPLICATED, RULES, check
 
     if recipe.draft:
         found = read_head(

@@ -28,12 +28,12 @@ from jspec.cli.writing import Writing, read_prompt
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-    from jspec.candidates import Rule as Verification
+    from jspec.core.candidates import Rule as Verification
+    from jspec.core.sampling import Sampling
+    from jspec.decode import Generation
     from jspec.draft.protocol import Drafter
     from jspec.formats.huggingface import Checkpoint
     from jspec.models.protocol import LinenModel, Params
-    from jspec.sampling import Sampling
-    from jspec.state import Generation
 
 
 @dataclass(kw_only=True)
@@ -104,8 +104,8 @@ class Generate(Verb):
     JAX_NUM_PROCESSES and JAX_PROCESS_ID tell of."""
 
     def run(self) -> int:
-        from jspec.sharding import read_mesh
-        from jspec.text import Reader
+        from jspec.parallel.sharding import read_mesh
+        from jspec.serving import Reader
 
         if self.distributed and self.tree == AUTO:
             raise ValueError("tree='auto': each process would find its own: name one, as chain:3")
@@ -134,7 +134,7 @@ class Generate(Verb):
         return INTERRUPTED if interrupted else DONE
 
     def _check(self) -> None:
-        from jspec.text import check_stop_strings
+        from jspec.serving import check_stop_strings
 
         check_stop_strings(self.until)
         self._law(vocabulary=None)
@@ -156,7 +156,7 @@ class Generate(Verb):
 
     def _law(self, vocabulary: int | None, stops: tuple[int, ...] = ()) -> "Sampling":
         """How to sample; tokens can be biased once the vocabulary is known."""
-        from jspec.sampling import sampling
+        from jspec.core.sampling import sampling
 
         bias = _read_biases(self.bias)
         return sampling(
@@ -198,8 +198,8 @@ class Generate(Verb):
         import jax
 
         from jspec.bench.stops import admit
-        from jspec.ragged import prompts
-        from jspec.stream import stream, stream_plain
+        from jspec.core.prompts import prompts
+        from jspec.serving import stream, stream_plain
 
         stops = () if self.no_stop else target.end_of_text
         law = self._law(target.model.config.vocabulary, stops)
@@ -232,8 +232,8 @@ class Generate(Verb):
         """For a text of at most `length` tokens the target to run, and the drafter with its
         parameters."""
         from jspec.bench.stops import stopping
+        from jspec.core.tree_text import read_tree, write_tree
         from jspec.draft.lookup import LookupDrafter
-        from jspec.shapes import read_tree, write_tree
 
         context = target.model.config.context
         if self.lookup:

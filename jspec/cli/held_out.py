@@ -23,7 +23,7 @@ def check_seed(seed: int) -> None:
 
 def check_temperatures(temperatures: Sequence[float]) -> None:
     """Raises `ValueError` where there is none, or one that cannot be sampled at."""
-    from jspec.sampling import sampling
+    from jspec.core.sampling import sampling
 
     if not temperatures:
         raise ValueError("temperatures is empty: give at least one, such as 0")

@@ -101,7 +101,7 @@ def _run(arguments: list[str]) -> int:
 
 def _too_little(error: RuntimeError) -> str:
     """What jax says of memory that cannot be had, and what there is."""
-    from jspec.memory import GIGABYTE, free_here
+    from jspec.parallel.memory import GIGABYTE, free_here
 
     free = free_here()
     there = "" if free is None else f" ({free / GIGABYTE:.2f} GB are free on this host)"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jspec.bench.drafts import Draft
-    from jspec.candidates import Rule as Verification
+    from jspec.core.candidates import Rule as Verification
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
 
@@ -92,7 +92,7 @@ def read_model(
     """
     from jspec import zoo
     from jspec.formats.huggingface import load
-    from jspec.sharding import REPLICATED, RULES
+    from jspec.parallel.sharding import REPLICATED, RULES
 
     rules = REPLICATED if replicated else RULES
     with _named(argument, source):
@@ -177,7 +177,7 @@ def read_head(
     """Loads a head that was made for `target`; errors name the argument."""
     from jspec import zoo
     from jspec.formats.heads import load_head
-    from jspec.sharding import REPLICATED, RULES
+    from jspec.parallel.sharding import REPLICATED, RULES
 
     rules = REPLICATED if replicated else RULES
     with _named(argument, source):

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from jspec.bench import settings
 from jspec.cli.contenders import contender, planned_target
 from jspec.cli.held_out import check_counts, check_temperatures
-from jspec.cli.planning import (
-    HERE,
-    MEASURED,
-    check_measurable,
-    outlooks_of,
-    searched,
-    sources_of,
-)
+from jspec.cli.planning import HERE, MEASURED, check_measurable, outlooks_of, searched, sources_of
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, Verb
 
@@ -201,8 +194,8 @@ def _verdict(one: "Outlook") -> str:
 def _table(rows: "list[Outlook]") -> "Table":
     from rich.table import Table
 
-    from jspec.memory import GIGABYTE
-    from jspec.shapes import write_tree
+    from jspec.core.tree_text import write_tree
+    from jspec.parallel.memory import GIGABYTE
 
     grid = Table(title=TITLE, title_justify="left", title_style="bold")
     grid.add_column("draft", overflow="fold")

@@ -36,10 +36,10 @@ class Sources(NamedTuple):
 
 def sources_of(asked: "Plan", target: Planned, tick: Callable[[str], None]) -> Sources:
     """For the hardware that is asked for."""
+    from jspec.parallel.sharding import divides, read_sizes, widest
     from jspec.plan.accelerators import accelerator
     from jspec.plan.sources import Work, compiling, declared, measuring, remembering
     from jspec.plan.topologies import devices_of, mesh_on, slice_of
-    from jspec.sharding import divides, read_sizes, widest
 
     work = Work(asked.context // 2, asked.context - asked.context // 2)
     if asked.context > target.model.config.context:
@@ -164,13 +164,13 @@ def searched(asked: "Plan", target: Planned, sources: Sources) -> "list[Contende
     """The draft shapes within the budget that should be fastest, were all kept as often; within
     milliseconds alone, the largest, for all of them are as fast."""
     from jspec.models.transformer import transformer
+    from jspec.parallel.sharding import divides
     from jspec.plan.acceptance import read_acceptance
     from jspec.plan.gain import best
     from jspec.plan.imagined import describe, read_count, shapes
     from jspec.plan.outlook import chains
     from jspec.plan.sizes import parameters_of
     from jspec.plan.sources import Contender
-    from jspec.sharding import divides
 
     said = asked.acceptance not in ("", MEASURED)
     same, batch = read_acceptance(asked.acceptance if said else ASSUMED), asked.batch[0]

@@ -86,7 +86,7 @@ class Study(Verb):
 
     def run(self) -> int:
         from jspec.distill.preemption import leaving
-        from jspec.sharding import read_mesh
+        from jspec.parallel.sharding import read_mesh
 
         experiment = experiments()[self.study]
         recipe = self._recipe(experiment.recipe)

@@ -38,7 +38,7 @@ class Training(Verb):
         """Reads a recipe of that kind, and follows it."""
         from jspec.cli.overrides import override
         from jspec.distill.preemption import leaving
-        from jspec.sharding import read_mesh
+        from jspec.parallel.sharding import read_mesh
 
         recipe = override(read_recipe(self.config, kind), self.overrides)
         first = joined() if self.distributed else True

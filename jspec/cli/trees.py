@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from jspec.bench.drafts import Draft
-    from jspec.candidates import Rule
+    from jspec.core.candidates import Rule
+    from jspec.core.tree import Growth, Tree
     from jspec.formats.huggingface import Checkpoint
-    from jspec.growth import Growth
-    from jspec.tree import Tree
 
 AUTO = "auto"
 # What is measured, at the nearest of these temperatures.
@@ -42,7 +41,7 @@ def find_tree(
       stop: what is to stop drafting early, refused before a tree is sought.
     """
     from jspec.bench.stops import read_stop
-    from jspec.shapes import read_tree, write_tree
+    from jspec.core.tree_text import read_tree, write_tree
 
     if stop is not None:
         read_stop(stop, draft)[0].admit(rule)

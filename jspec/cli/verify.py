@@ -117,7 +117,7 @@ class Verify(Verb):
     def _method(self, target: "Checkpoint", draft: "Draft | None") -> "Method":
         from jspec.bench.stops import admit, stopping
         from jspec.bench.suite import Method, lookup
-        from jspec.shapes import write_tree
+        from jspec.core.tree_text import write_tree
 
         rule, context = find_rule(self.rule), target.model.config.context
         if draft is None:

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jspec.state import Generation
-    from jspec.text import Reader
+    from jspec.decode import Generation
+    from jspec.serving import Reader
 
 
 class Writing:
     """The text so far, printed as it comes unless `quiet`."""
 
     def __init__(self, reader: "Reader", *, quiet: bool) -> None:
-        from jspec.text import Reading
+        from jspec.serving import Reading
 
         self.reader, self.quiet = reader, quiet
         self.last: Generation | None = None
@@ -32,7 +32,7 @@ class Writing:
     @property
     def ended_by(self) -> str:
         """Why the text is no longer."""
-        from jspec.state import EXHAUSTED, STOPPED
+        from jspec.decode import EXHAUSTED, STOPPED
 
         reasons = {EXHAUSTED: "number of tokens", STOPPED: "end of text"}
         reason = 0 if self.last is None else int(self.last.reason[0])

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jspec.core.prompts import prompts as ragged
+from jspec.core.sampling import sampling
 from jspec.distill.data import Document
 from jspec.distill.progress import Show
 from jspec.draft.protocol import Drafter
 from jspec.formats.folder import claim
 from jspec.models.protocol import Model, Params
-from jspec.queue import generate_many
-from jspec.ragged import prompts as ragged
-from jspec.sampling import sampling
+from jspec.serving import generate_many
 
 PART = 64  # answers to a file
 MADE_BY = "made_by.json"

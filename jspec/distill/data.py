@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jspec.distill.batch import Batch
-from jspec.sharding import shardings
+from jspec.parallel.sharding import shardings
 
 SHORTEST = 16  # tokens of a long document that are worth beginning in what is left of a row
 PERIOD = 1000  # rows after which a mixture repeats which source each row is from

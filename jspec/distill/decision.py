@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jspec.draft.stopping.network import HiddenNetwork, LawNetwork, Network, hidden_sizes
+from jspec.draft.stop_networks import HiddenNetwork, LawNetwork, Network, hidden_sizes
 from jspec.models.protocol import Params
 
 # As published.

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jspec.core.prompts import prompts as ragged
+from jspec.core.sampling import sampling
 from jspec.decode import generate
 from jspec.distill.data import Source, batch_at
 from jspec.distill.objective import Objective
 from jspec.distill.temperatures import Temperatures
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
-from jspec.ragged import prompts as ragged
-from jspec.sampling import sampling
 
 BATCHES = 8
 TOKENS_PER_ROUND = "tokens_per_round"

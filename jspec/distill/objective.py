@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jspec.cache import empty_block
+from jspec.core.cache import empty_block
 from jspec.distill.batch import Batch
 from jspec.distill.losses import Loss, total_variation
 from jspec.models.protocol import Model, Output, Params, row_dtype

@@ -9,17 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jspec.core.prompts import Prompts
+from jspec.core.sampling import Sampling, noise, sampling
+from jspec.core.tree import Tree
 from jspec.decode import autoregress
 from jspec.draft.small_model import widened
-from jspec.draft.stopping.confidence import Confidence
-from jspec.draft.stopping.entropy import Entropy
-from jspec.draft.stopping.margin import Margin
-from jspec.draft.stopping.network import HiddenNetwork, LawNetwork, hidden_sizes
-from jspec.draft.stopping.protocol import Seen, Stop
+from jspec.draft.stop_networks import HiddenNetwork, LawNetwork, hidden_sizes
+from jspec.draft.stopping import Confidence, Entropy, Margin, Seen, Stop
 from jspec.models.protocol import Model, Params
-from jspec.ragged import Prompts
-from jspec.sampling import Sampling, noise, sampling
-from jspec.tree import Tree
 from jspec.verify import coupled
 from jspec.verify.rejection import law
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jspec.core.tree import Tree
+from jspec.core.tree_text import read_tree
 from jspec.distill import answers
 from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document, Mixture, Source, pack
@@ -26,8 +28,6 @@ from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
-from jspec.shapes import read_tree
-from jspec.tree import Tree
 
 # What each source's draws are told apart by.
 ANSWERS, ROLLOUTS, PROMPTS = range(1, 4)

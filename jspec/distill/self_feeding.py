@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.cache import Block
+from jspec.core.cache import Block
 from jspec.distill.batch import Batch
 from jspec.models.heads import Head
 from jspec.models.protocol import Params

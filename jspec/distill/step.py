@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jspec.distill.batch import Batch
 from jspec.distill.objective import Measures, Objective
 from jspec.models.protocol import Params
-from jspec.sharding import shardings
+from jspec.parallel.sharding import shardings
 
 
 @struct.dataclass

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 from jax import Array
 
 from jspec.config import ModelConfig
+from jspec.core.tree import Growth, Tree
 from jspec.distill.features import feature_distillation
 from jspec.distill.losses import mixture
 from jspec.distill.objective import Objective, distillation
@@ -15,19 +16,10 @@ from jspec.distill.recipe import Distillation, FeatureHead
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.growth import Growth
 from jspec.models.eagle3 import eagle3, usual_layers
-from jspec.models.heads import (
-    Head,
-    HeadParams,
-    alignment_alone,
-    eagle,
-    fspad,
-    sampling_alone,
-)
+from jspec.models.heads import Head, HeadParams, alignment_alone, eagle, fspad, sampling_alone
 from jspec.models.protocol import LinenModel, Model, Params
 from jspec.models.transformer import check_layers, observed
-from jspec.tree import Tree
 
 FEATURE_HEADS: Mapping[str, Callable[[ModelConfig], Head]] = {
     "eagle": eagle,

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.cache import Block, Cache, commit, empty_block, empty_cache
-from jspec.candidates import Candidates, Dice, Draws, Rule
-from jspec.draft.expanding import expand
-from jspec.draft.growing import Grow, Level, grow
+from jspec.core.cache import Block, Cache, commit, empty_block, empty_cache
+from jspec.core.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
+from jspec.draft.dynamic_tree import expand
 from jspec.draft.protocol import Text
-from jspec.growth import Growth
+from jspec.draft.static_tree import Grow, Level, grow
 from jspec.models.heads import Guess, Head, HeadParams
 from jspec.models.prefill import fill
 from jspec.models.protocol import EmbeddingModel, Output
-from jspec.sampling import Sampling
-from jspec.tree import Tree
 
 
 @struct.dataclass

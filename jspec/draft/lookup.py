@@ -6,12 +6,11 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 from jspec.draft.protocol import Text
-from jspec.growth import Growth
 from jspec.models.protocol import Output, Params
-from jspec.sampling import Sampling
-from jspec.tree import Tree
 
 
 @dataclass(frozen=True)

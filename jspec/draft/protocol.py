@@ -5,12 +5,11 @@ from typing import Any, Protocol
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Draws, Rule
-from jspec.growth import Growth
+from jspec.core.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.penalties import History
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 from jspec.models.protocol import Output, Params
-from jspec.penalties import History
-from jspec.sampling import Sampling
-from jspec.tree import Tree
 
 DrafterState = Any
 

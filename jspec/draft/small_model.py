@@ -8,16 +8,15 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jspec.cache import Block, Cache, commit, empty_block
-from jspec.candidates import Candidates, Dice, Draws, Rule
-from jspec.draft.expanding import expand
-from jspec.draft.growing import NO_ROW, Grow, Level, grow
+from jspec.core.cache import Block, Cache, commit, empty_block
+from jspec.core.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
+from jspec.draft.dynamic_tree import expand
 from jspec.draft.protocol import Text
-from jspec.growth import Growth
+from jspec.draft.static_tree import NO_ROW, Grow, Level, grow
 from jspec.models.prefill import prefill
 from jspec.models.protocol import Model, Output, Params
-from jspec.sampling import Sampling
-from jspec.tree import Tree
 
 
 @struct.dataclass

@@ -17,15 +17,14 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Draws, Rule
-from jspec.draft.early import EarlyDrafter
+from jspec.core.candidates import Candidates, Dice, Draws, Rule
+from jspec.core.sampling import Sampling, warp
+from jspec.core.tree import Growth, Tree
+from jspec.draft.early_stopping import EarlyDrafter
 from jspec.draft.protocol import DrafterState, Text
 from jspec.draft.small_model import SmallModelDrafter
-from jspec.draft.stopping.running import Running
-from jspec.growth import Growth
+from jspec.draft.stopping import Running
 from jspec.models.protocol import Model, Output, Params, one_token
-from jspec.sampling import Sampling, warp
-from jspec.tree import Tree
 
 LOSS = (
     "the lossy rule writes another text than the target's: at temperature 0 its tokens need not be "

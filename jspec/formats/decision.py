@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jspec.draft.stopping.network import LAW_SIZES, HiddenNetwork, LawNetwork, Network
-from jspec.draft.stopping.protocol import check_threshold
+from jspec.draft.stop_networks import LAW_SIZES, HiddenNetwork, LawNetwork, Network
+from jspec.draft.stopping import check_threshold
 from jspec.formats.fields import LARGEST, Fields, number
 from jspec.formats.folder import read_json, write_json
 from jspec.formats.tensors import listed, write_tensors

@@ -25,7 +25,7 @@ from jspec.formats.weights import flat_params, float_dtype, read_params, stored_
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, Params
 from jspec.models.transformer import check_layers
-from jspec.sharding import RULES, Rules, check
+from jspec.parallel.sharding import RULES, Rules, check
 
 # By `layouts.HEADS`, the one that a head is written in if nothing is said before others of its
 # kind. Each has MODULE and OF, which heads it holds, EMBEDDING, keys, spare, read_head, write_head.

@@ -21,7 +21,7 @@ from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_token
 from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import Transformer, transformer
-from jspec.sharding import RULES, Rules
+from jspec.parallel.sharding import RULES, Rules
 
 
 @dataclass(frozen=True, eq=False)

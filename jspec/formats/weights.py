@@ -12,9 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from jspec.formats.tensors import Stored
-from jspec.memory import demand
 from jspec.models.protocol import LinenPart, Params
-from jspec.sharding import Rules, check, shardings
+from jspec.parallel.memory import demand
+from jspec.parallel.sharding import Rules, check, shardings
 
 # What safetensors headers call the dtypes that weights may have; the rest are quantised.
 STORED_FLOATS = ("F64", "F32", "BF16", "F16")

@@ -9,16 +9,12 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from jspec.cache import Block, Cache
 from jspec.config import ModelConfig
-from jspec.models.attention import Attention, Sight
-from jspec.models.feedforward import GatedFeedForward
+from jspec.core.cache import Block, Cache
 from jspec.models.heads import Guess, Head, HeadParams
-from jspec.models.linear import Linear
-from jspec.models.norms import NORMS
+from jspec.models.layers import NORMS, Attention, GatedFeedForward, Linear, Sight, turns
 from jspec.models.protocol import EmbeddingModel, Output, Params
-from jspec.models.rope import turns
-from jspec.sharding import constrain, named, rows_to_look_up
+from jspec.parallel.sharding import constrain, named, rows_to_look_up
 
 
 def eagle3(

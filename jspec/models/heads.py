@@ -12,15 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jspec.cache import Block, Cache
 from jspec.config import ModelConfig
-from jspec.models.attention import Attention, Sight
-from jspec.models.feedforward import GatedFeedForward
-from jspec.models.linear import Linear
-from jspec.models.norms import NORMS
+from jspec.core.cache import Block, Cache
+from jspec.models.layers import NORMS, Attention, GatedFeedForward, Linear, Sight, turns
 from jspec.models.protocol import EmbeddingModel, LinenPart, Output, Params
-from jspec.models.rope import turns
-from jspec.sharding import constrain
+from jspec.parallel.sharding import constrain
 
 # By whether a head has feature sampling, and partial alignment.
 KINDS = {

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.cache import Block, Cache, commit, empty_cache
+from jspec.core.cache import Block, Cache, commit, empty_cache
 from jspec.models.protocol import Model, Output, Params, one_token, row_dtype
 
 Kept = TypeVar("Kept")

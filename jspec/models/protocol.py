@@ -1,4 +1,7 @@
-"""What a model must offer to be a target or a draft, and Flax Linen modules that offer it."""
+"""What a model must offer to be a target or a draft, and Flax Linen modules that offer it.
+
+Fresh parameters, made where they are to lie.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -9,10 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax import Array
+from jax.sharding import Mesh
 
-from jspec import sharding
-from jspec.cache import Block, Cache
 from jspec.config import ModelConfig, Shape
+from jspec.core.cache import Block, Cache
+from jspec.parallel import sharding
+from jspec.parallel.sharding import RULES, Rules, check, shardings
 
 Params = Any
 # With one in context, Flax takes the names that a user's parameters have for those of its axes.
@@ -139,3 +144,11 @@ def _call_everything(module: nn.Module) -> Array | None:
     hidden = getattr(output, "hidden", None)
     # Of what is not `[1, 1, D]` there are no logits; `CheckedModel` says so.
     return module.logits(hidden) if getattr(hidden, "shape", ())[:-1] == (1, 1) else None
+
+
+def initial(model: Model, key: Array, *, mesh: Mesh | None = None, rules: Rules = RULES) -> Params:
+    """Those of `model.init`; on a mesh each device makes its own pieces."""
+    if mesh is None:
+        return jax.jit(model.init)(key)
+    check(mesh, model.config, rules)
+    return jax.jit(model.init, out_shardings=shardings(mesh, model.axes(), rules))(key)

@@ -11,16 +11,21 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jspec.attention import within
-from jspec.cache import Block, Cache
 from jspec.config import ModelConfig
-from jspec.models.attention import Attention, Rows, Sight
-from jspec.models.feedforward import GatedFeedForward, PlainFeedForward
-from jspec.models.linear import Linear
-from jspec.models.norms import NORMS
+from jspec.core.attention import within
+from jspec.core.cache import Block, Cache
+from jspec.models.layers import (
+    NORMS,
+    Attention,
+    GatedFeedForward,
+    Linear,
+    PlainFeedForward,
+    Rows,
+    Sight,
+    turns,
+)
 from jspec.models.protocol import LinenModel, Output
-from jspec.models.rope import turns
-from jspec.sharding import constrain, named, rows_to_look_up
+from jspec.parallel.sharding import constrain, named, rows_to_look_up
 
 # A table of learned positions begins with rows that no position has: OPT's files hold two.
 UNUSED_POSITIONS = 2

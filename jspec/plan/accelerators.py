@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from jspec.memory import GIGABYTE
+from jspec.parallel.memory import GIGABYTE
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from jspec.bench.drafts import Draft
 from jspec.bench.suite import PLAIN, Method, Program, Workload
 from jspec.bench.summary import summarise
 from jspec.bench.timing import interleave
-from jspec.candidates import Draws, Rule
+from jspec.core.candidates import Draws, Rule
+from jspec.core.tree import Tree
 from jspec.formats.huggingface import Checkpoint
 from jspec.plan.costs import Costs
 from jspec.plan.measured import PROBES, acceptance, admitted_trees, costs, method_of
 from jspec.plan.trees import fastest_tree, tokens_per_round
-from jspec.tree import Tree
 
 # How far and wide guesses are measured, and the largest tree that is thought of.
 DEPTH, WIDTH, NODES = 8, 6, 48

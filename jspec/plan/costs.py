@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jspec.tree import Tree
+from jspec.core.tree import Tree
 
 Points = tuple[tuple[int, float], ...]
 

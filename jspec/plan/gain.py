@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from jspec.core.tree import Tree
+from jspec.core.tree_text import write_tree
 from jspec.plan.acceptance import Acceptance
 from jspec.plan.costs import Costs
 from jspec.plan.trees import kept_nodes, tokens_per_round
-from jspec.shapes import write_tree
-from jspec.tree import Tree
 
 # Of what else acceptance and costs might be, for intervals of 95%.
 DRAWS = 200

@@ -16,8 +16,8 @@ from jspec.distill.step import TrainState, program, start, whereabouts
 from jspec.distill.student import HeadStudent, ModelStudent, Student
 from jspec.models.heads import Head
 from jspec.models.protocol import LinenModel, Params
+from jspec.parallel.sharding import RULES, Rules, shardings
 from jspec.plan.programs import laid
-from jspec.sharding import RULES, Rules, shardings
 
 
 def recipe_for(part: LinenModel | Head, *, length: int, batch: int) -> Distillation:

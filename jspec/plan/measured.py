@@ -9,11 +9,11 @@ import numpy as np
 from jspec.bench.drafts import Draft
 from jspec.bench.rounds import ROUNDS, Loops, guesses_alone, loops, seconds
 from jspec.bench.suite import PLAIN, Method, Program, Workload
-from jspec.candidates import Draws, Rule
+from jspec.core.candidates import Draws, Rule
+from jspec.core.tree import Tree
 from jspec.decode import begin, begin_plain
 from jspec.formats.huggingface import Checkpoint
 from jspec.plan.costs import Costs, rising
-from jspec.tree import Tree
 
 # Trees of which rounds are timed: chains tell what a level of one row costs, forks wider ones, and
 # each what the target's pass over as many nodes does.

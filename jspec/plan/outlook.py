@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jspec.core.tree import Tree
 from jspec.plan.acceptance import Acceptance
 from jspec.plan.costs import Costs
 from jspec.plan.gain import Prediction, best, break_even
 from jspec.plan.room import Room
 from jspec.plan.trees import best_trees
-from jspec.tree import Tree
 
 # The deepest chain and the largest tree that are thought of.
 DEPTH, NODES = 12, 48

@@ -12,17 +12,17 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Lowered
 
-from jspec.cache import Block, Cache, commit
-from jspec.candidates import Rule
 from jspec.config import ModelConfig
+from jspec.core.cache import Block, Cache, commit
+from jspec.core.candidates import Rule
+from jspec.core.prompts import Prompts
+from jspec.core.sampling import sampling
 from jspec.decode import begin, generate, speculate
 from jspec.draft.protocol import Drafter
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, LinenPart, Params
-from jspec.queue import seat
-from jspec.ragged import Prompts
-from jspec.sampling import sampling
-from jspec.sharding import RULES, Rules, cutting, shardings
+from jspec.parallel.sharding import RULES, Rules, cutting, shardings
+from jspec.serving import seat
 from jspec.verify import coupled
 
 

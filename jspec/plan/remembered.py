@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jspec.core.tree import Tree
 from jspec.formats.decision import WEIGHTS
 from jspec.formats.folder import read_json, write_json
-from jspec.tree import Tree
 
 
 def kept_below() -> Path:

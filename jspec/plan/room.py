@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jspec.memory import GIGABYTE
+from jspec.parallel.memory import GIGABYTE
 
 MORE = "devices with more memory"
 

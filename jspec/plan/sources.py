@@ -19,17 +19,19 @@ from jax.sharding import Mesh
 
 from jspec.bench.drafts import Draft, HeadDraft, ModelDraft
 from jspec.bench.suite import Workload, workload
-from jspec.cache import Cache
 from jspec.config import ModelConfig
+from jspec.core.cache import Cache
+from jspec.core.tree import Tree
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
-from jspec.memory import free_on
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import LinenModel, Params
 from jspec.models.transformer import observed
+from jspec.parallel.memory import free_on
+from jspec.parallel.sharding import REPLICATED, RULES, Rules, divides, widest
 from jspec.plan.accelerators import Accelerator
 from jspec.plan.compiled import NODES, ROWS, Compiled, compile_passes, compiled, needed
 from jspec.plan.costs import Costs
@@ -39,8 +41,6 @@ from jspec.plan.programs import Launch, head_passes, held, laid, laid_cache, mod
 from jspec.plan.roofline import roofline
 from jspec.plan.room import Room
 from jspec.plan.sizes import Size, size_of, size_of_head
-from jspec.sharding import REPLICATED, RULES, Rules, divides, widest
-from jspec.tree import Tree
 from jspec.verify import coupled
 
 # Of a round that is compiled, and what a path has at most beyond a text.

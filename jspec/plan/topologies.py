@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jspec.parallel.sharding import AXES
 from jspec.plan.accelerators import ACCELERATORS, Accelerator
-from jspec.sharding import AXES
 
 INSTALL = "pip install 'jspec[tpu]'"
 # Else libtpu asks the cloud which machine this is and waits for the answer, lets no other process

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from jspec.tree import Tree
+from jspec.core.tree import Tree
 
 
 def tokens_per_round(tree: Tree, acceptance: np.ndarray) -> float:

@@ -13,11 +13,11 @@ from jspec.formats.folder import claim, read_json, write_json
 from jspec.models.heads import Head
 from jspec.models.protocol import LinenModel
 from jspec.models.transformer import transformer
+from jspec.parallel.sharding import check, divides, read_sizes
 from jspec.plan.gate import Passed, gate
 from jspec.plan.published import SHAPES
 from jspec.plan.sources import Work
 from jspec.plan.topologies import devices_of, mesh_on, slice_of
-from jspec.sharding import check, divides, read_sizes
 from jspec.studies.gate_recipe import Cell, CompileGate
 
 

@@ -8,7 +8,7 @@ from jspec.bench.drafts import Draft
 from jspec.bench.suite import Workload
 from jspec.distill.decision import Examples, Taught, chances, teach, untaught
 from jspec.distill.rollouts import LABELS, Rollouts, rollouts, together
-from jspec.draft.stopping.network import Network
+from jspec.draft.stop_networks import Network
 from jspec.formats.huggingface import Checkpoint
 
 Tick = Callable[[str], None]

@@ -13,7 +13,7 @@ from jspec.distill.run import course, distill, target_answers
 from jspec.distill.student import ModelStudent
 from jspec.formats.folder import claim
 from jspec.formats.huggingface import Checkpoint
-from jspec.models.initial import initial
+from jspec.models.protocol import initial
 from jspec.models.transformer import transformer
 from jspec.studies.material import Material
 from jspec.studies.programs import drop_programs

@@ -7,6 +7,8 @@ import jax
 from jax.sharding import Mesh
 
 from jspec.config import ModelConfig
+from jspec.core.tree import Growth, Tree
+from jspec.core.tree_text import read_tree
 from jspec.distill.checkpoints import Note
 from jspec.distill.data import Document
 from jspec.distill.recipe import Distillation
@@ -14,17 +16,14 @@ from jspec.distill.run import Course, course, distill, target_answers
 from jspec.distill.student import HeadStudent, ModelStudent, head_of
 from jspec.formats.folder import claim
 from jspec.formats.huggingface import Checkpoint
-from jspec.growth import Growth
-from jspec.models.initial import initial
-from jspec.shapes import read_tree
-from jspec.sharding import REPLICATED, RULES
+from jspec.models.protocol import initial
+from jspec.parallel.sharding import REPLICATED, RULES
 from jspec.studies.ablation import head_for
 from jspec.studies.feature_gauge import Contestant, Rounds, timings
 from jspec.studies.material import Material
 from jspec.studies.programs import drop_programs
 from jspec.studies.recipe import FeatureDraftStudy
 from jspec.studies.records import Record, Records, kept_in
-from jspec.tree import Tree
 
 
 def feature_draft(

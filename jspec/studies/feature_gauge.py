@@ -9,19 +9,18 @@ from jspec.bench.latency import Latency, latencies
 from jspec.bench.suite import PLAIN, Method, Program, Workload, workload
 from jspec.bench.summary import summarise
 from jspec.bench.timing import Sample, interleave
+from jspec.core.tree import Growth, Tree
 from jspec.distill.evaluation import TOKENS_PER_ROUND, decoding
 from jspec.distill.progress import progress
 from jspec.distill.student import Student
 from jspec.distill.temperatures import Temperatures
 from jspec.distill.texts import Texts
 from jspec.formats.huggingface import Checkpoint
-from jspec.growth import Growth
 from jspec.models.protocol import Params
 from jspec.studies.material import HOME, SEED, windows
 from jspec.studies.programs import drop_programs
 from jspec.studies.recipe import FeatureDraftStudy
 from jspec.studies.records import Record
-from jspec.tree import Tree
 
 PER_ROUND = TOKENS_PER_ROUND
 PER_SECOND, SPEEDUP = "tokens a second", "over plain"

@@ -9,14 +9,7 @@ import numpy as np
 
 from jspec.studies import plots
 from jspec.studies.findings import matched
-from jspec.studies.gauge import (
-    NODE_RULES,
-    OVERLAP,
-    PER_ROUND,
-    at_node,
-    decoded,
-    methods,
-)
+from jspec.studies.gauge import NODE_RULES, OVERLAP, PER_ROUND, at_node, decoded, methods
 from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Records

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jspec.core.prompts import CHUNK
+from jspec.parallel.sharding import read_sizes
 from jspec.plan.published import SHAPES
 from jspec.plan.topologies import slice_of
-from jspec.ragged import CHUNK
-from jspec.sharding import read_sizes
 from jspec.studies.recipe import Study
 
 # The smallest slices that hold a target and its draft, and larger ones, up to 256 chips.

@@ -5,7 +5,7 @@ from typing import Any
 
 from jspec.bench.machine import machine
 from jspec.formats.folder import write_json, write_text
-from jspec.memory import GIGABYTE
+from jspec.parallel.memory import GIGABYTE
 from jspec.studies.compile_gate import Verdict
 from jspec.studies.gate_recipe import CompileGate
 from jspec.studies.writing import table

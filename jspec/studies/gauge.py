@@ -5,19 +5,19 @@ from collections.abc import Iterator, Mapping
 import jax
 import numpy as np
 
-from jspec.candidates import Rule
+from jspec.core.candidates import Rule
+from jspec.core.prompts import prompts as ragged
+from jspec.core.sampling import sampling
+from jspec.core.tree import Tree
 from jspec.decode import autoregress, generate
 from jspec.distill.run import Course
 from jspec.distill.texts import Texts
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.models.protocol import Params
-from jspec.ragged import prompts as ragged
-from jspec.sampling import sampling
 from jspec.studies import node
 from jspec.studies.material import HOME, SEED, windows
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record
-from jspec.tree import Tree
 from jspec.verify import coupled, one_sample, token_level, without_replacement
 
 # Measures: of one draw of the draft `sum min(p, q)`, and of whole decoding.

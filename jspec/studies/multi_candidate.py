@@ -6,11 +6,11 @@ from dataclasses import replace
 from jax.sharding import Mesh
 
 from jspec.bench.stops import admit
+from jspec.core.tree_text import read_tree, write_tree
 from jspec.distill.checkpoints import Note
 from jspec.draft.target_started import LOSS
 from jspec.formats.folder import claim
 from jspec.plan.automatic import choose
-from jspec.shapes import read_tree, write_tree
 from jspec.studies.multi_gauge import FEW, OVER, Pair, drift, method, timed
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.programs import drop_programs

@@ -12,14 +12,14 @@ from jspec.bench.drift import Bias, bias, likelihood, parting
 from jspec.bench.suite import PLAIN, Method, Program, Workload, drafted
 from jspec.bench.summary import Row, summarise
 from jspec.bench.timing import interleave
-from jspec.candidates import Rule
 from jspec.config import ModelConfig
+from jspec.core.candidates import Rule
+from jspec.core.tree_text import read_tree
 from jspec.distill.progress import progress
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.target_started import TargetStartedParams
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.transformer import transformer
-from jspec.shapes import read_tree
 from jspec.studies.multi_recipe import MultiCandidateStudy, Way
 from jspec.studies.records import Record
 

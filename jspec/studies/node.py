@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Rule
+from jspec.core.candidates import Candidates, Rule
+from jspec.core.sampling import sampling
+from jspec.core.tree import Tree
 from jspec.distill.batch import Batch
 from jspec.distill.objective import read
 from jspec.models.protocol import Model, Params
-from jspec.sampling import sampling
-from jspec.tree import Tree
 from jspec.verify.rejection import law
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jspec.core.tree import Tree
 from jspec.plan.gain import iid_tokens
 from jspec.plan.outlook import DEPTH, Outlook
 from jspec.studies import plots
-from jspec.tree import Tree
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

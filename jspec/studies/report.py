@@ -8,14 +8,7 @@ from jspec.bench.machine import machine
 from jspec.bench.suite import PLAIN
 from jspec.studies import figures
 from jspec.studies.findings import HOT, Findings, findings
-from jspec.studies.gauge import (
-    NODE_RULES,
-    OVERLAP,
-    PER_ROUND,
-    at_node,
-    decoded,
-    methods,
-)
+from jspec.studies.gauge import NODE_RULES, OVERLAP, PER_ROUND, at_node, decoded, methods
 from jspec.studies.material import AWAY, HOME
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Duel, Records

@@ -10,6 +10,7 @@ from jspec.bench.drafts import ModelDraft
 from jspec.bench.suite import PLAIN, Method, Program, Workload, workload
 from jspec.bench.summary import Row, summarise
 from jspec.bench.timing import Run, interleave
+from jspec.core.tree import Tree
 from jspec.distill.data import pack
 from jspec.distill.evaluation import held_out_loss
 from jspec.distill.objective import language_model
@@ -23,7 +24,6 @@ from jspec.plan.sizes import parameters_of
 from jspec.studies.material import SEED, Material, windows
 from jspec.studies.records import Record
 from jspec.studies.shape_recipe import DraftShapeStudy, Pupil
-from jspec.tree import Tree
 from jspec.verify import coupled
 
 SIZE, LOSS = "parameters", "nats a token"

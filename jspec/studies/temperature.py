@@ -7,6 +7,8 @@ from jax.sharding import Mesh
 from jspec.bench.suite import PLAIN, Method, Program, workload
 from jspec.bench.summary import summarise
 from jspec.bench.timing import interleave
+from jspec.core.tree import Tree
+from jspec.core.tree_text import read_tree
 from jspec.distill.checkpoints import Note
 from jspec.distill.progress import progress
 from jspec.distill.run import Course, distill
@@ -14,12 +16,10 @@ from jspec.distill.texts import Texts
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.folder import claim
 from jspec.models.protocol import Params
-from jspec.shapes import read_tree
 from jspec.studies.gauge import Gauge
 from jspec.studies.material import HOME, SEED, Material, windows
 from jspec.studies.recipe import TemperatureStudy
 from jspec.studies.records import Record, Records, kept_in
-from jspec.tree import Tree
 
 UNTAUGHT = "untaught"
 PER_SECOND, SPEEDUP = "tokens a second", "over plain"

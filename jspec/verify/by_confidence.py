@@ -7,10 +7,9 @@ draft's confidence alone decides. The text is the same.
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Draws
-from jspec.growth import Growth
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.candidates import Draws
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 from jspec.verify import coupled
 
 WEIGHS = False

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.growth import Growth
-from jspec.sampling import Sampling, first_best, noise, pick
-from jspec.tree import Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling, first_best, noise, pick
+from jspec.core.tree import Growth, Tree
 
 WEIGHS = False
 

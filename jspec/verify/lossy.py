@@ -28,10 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.growth import Growth
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 from jspec.verify import without_replacement
 from jspec.verify.rejection import Dice, law, residual, row_of
 

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.growth import Growth
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 from jspec.verify import coupled
 
 WEIGHS = False

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Verdict
-from jspec.sampling import Sampling
-from jspec.tree import NO_NODE, Tree
+from jspec.core.candidates import Candidates, Verdict
+from jspec.core.sampling import Sampling
+from jspec.core.tree import NO_NODE, Tree
 from jspec.verify.rejection import Dice, law, pick, residual, row_of
 
 

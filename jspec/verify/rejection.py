@@ -9,10 +9,10 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Draws
-from jspec.sampling import Sampling, first_best
-from jspec.threefry import gumbel
-from jspec.tree import Tree
+from jspec.core.candidates import Draws
+from jspec.core.sampling import Sampling, first_best
+from jspec.core.threefry import gumbel
+from jspec.core.tree import Tree
 
 DRAFTING, TESTING, EMITTING = 1, 2, 3
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Tree
 from jspec.verify import rejection, without_replacement
 from jspec.verify.rejection import Dice, law, pick, residual
 

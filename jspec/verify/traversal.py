@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.sampling import Sampling
-from jspec.tree import NO_NODE, Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling
+from jspec.core.tree import NO_NODE, Tree
 from jspec.verify import rejection, without_replacement
 from jspec.verify.block import carried, rejected
 from jspec.verify.rejection import Dice, law, pick

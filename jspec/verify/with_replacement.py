@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.sampling import Sampling, first_best
-from jspec.tree import Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling, first_best
+from jspec.core.tree import Tree
 from jspec.verify import rejection
 from jspec.verify.recursive import walk
 from jspec.verify.rejection import Dice, row_of

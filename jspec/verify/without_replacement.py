@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Draws, Verdict
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.candidates import Candidates, Draws, Verdict
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Tree
 from jspec.verify import rejection
 from jspec.verify.coupled import best
 from jspec.verify.recursive import walk

@@ -3,11 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from jspec.zoo.corpus import (
-    held_out_documents,
-    out_of_domain_documents,
-    training_documents,
-)
+from jspec.zoo.corpus import held_out_documents, out_of_domain_documents, training_documents
 
 VALIDATED_ONE_IN = 8
 READ = 16_000  # characters of a document: enough windows, and quick to encode

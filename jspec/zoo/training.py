@@ -19,10 +19,9 @@ from jspec.distill.optimizer import optimizer
 from jspec.distill.recipe import Pretraining
 from jspec.distill.step import program
 from jspec.formats.huggingface import load, save
-from jspec.models.initial import initial
-from jspec.models.protocol import LinenModel, Params
+from jspec.models.protocol import LinenModel, Params, initial
 from jspec.models.transformer import transformer
-from jspec.sharding import REPLICATED, RULES
+from jspec.parallel.sharding import REPLICATED, RULES
 from jspec.zoo.corpus import held_out_documents, training_documents
 from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer
 

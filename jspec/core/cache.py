@@ -10,7 +10,7 @@ from flax import struct
 from jax import Array
 
 from jspec.config import ModelConfig, Shape
-from jspec.sharding import ANYWHERE, constrain
+from jspec.parallel.sharding import ANYWHERE, constrain
 
 
 @struct.dataclass

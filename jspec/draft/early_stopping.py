@@ -13,9 +13,14 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Draws, Rule, drafted
+from jspec.core.candidates import Candidates, Dice, Draws, Rule, drafted
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Tree
+from jspec.decode import check_slices, usual_slices
 from jspec.draft.feature_head import FeatureDrafter
-from jspec.draft.growing import (
+from jspec.draft.protocol import DrafterState, Text
+from jspec.draft.small_model import SmallModelDrafter
+from jspec.draft.static_tree import (
     NO_ROW,
     Carry,
     Drawn,
@@ -26,13 +31,8 @@ from jspec.draft.growing import (
     root_of,
     rows_of,
 )
-from jspec.draft.protocol import DrafterState, Text
-from jspec.draft.small_model import SmallModelDrafter
-from jspec.draft.stopping.protocol import Memory, Seen, Stop
+from jspec.draft.stopping import Memory, Seen, Stop
 from jspec.models.protocol import Output, Params
-from jspec.sampling import Sampling
-from jspec.slices import check_slices, usual_slices
-from jspec.tree import Tree
 
 
 class EarlyParams(NamedTuple):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Rule
+from jspec.core.candidates import Candidates, Dice, Rule
+from jspec.core.penalties import Ahead
+from jspec.core.sampling import Sampling, warp
+from jspec.core.tree import Tree
 from jspec.draft.protocol import Text
-from jspec.penalties import Ahead
-from jspec.sampling import Sampling, warp
-from jspec.tree import Tree
 
 Carry = TypeVar("Carry")
 NO_ROW = -1

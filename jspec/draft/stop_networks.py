@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.candidates import Rule
-from jspec.draft.stopping.entropy import entropy
-from jspec.draft.stopping.protocol import Seen, check_threshold
+from jspec.core.candidates import Rule
+from jspec.draft.stopping import Seen, check_threshold, entropy
 from jspec.models.protocol import Params
 
 PUBLISHED_THRESHOLD = 0.4

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.candidates import Candidates, Dice, Rule
-from jspec.draft.growing import NO_ROW, Carry, Level, Run, root_of
+from jspec.core.candidates import Candidates, Dice, Rule
+from jspec.core.penalties import Ahead
+from jspec.core.sampling import Sampling, warp
+from jspec.core.tree import Growth
 from jspec.draft.protocol import Text
-from jspec.growth import Growth
-from jspec.penalties import Ahead
-from jspec.sampling import Sampling, warp
+from jspec.draft.static_tree import NO_ROW, Carry, Level, Run, root_of
 
 
 class _Made(NamedTuple):

@@ -8,9 +8,8 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jspec.growth import Growth
-from jspec.sampling import Sampling
-from jspec.tree import Tree
+from jspec.core.sampling import Sampling
+from jspec.core.tree import Growth, Tree
 
 Dice = Any
 

@@ -16,9 +16,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from jspec.cuts import EVERYTHING, keep_min_p, keep_top_k, keep_top_p
-from jspec.penalties import Ahead, History, Penalties, penalise
-from jspec.threefry import gumbel
+from jspec.core.filters import EVERYTHING, keep_min_p, keep_top_k, keep_top_p
+from jspec.core.penalties import Ahead, History, Penalties, penalise
+from jspec.core.threefry import gumbel
 
 NO_TOKEN = -1
 LARGEST = np.iinfo(np.int32).max

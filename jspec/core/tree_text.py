@@ -7,8 +7,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 
-from jspec.growth import Growth
-from jspec.tree import Tree
+from jspec.core.tree import Growth, Tree
 
 LONGEST_PATH = 255  # longer names some systems do not even look up
 MADE = 8  # nodes that a tree may grow, of which it keeps some, for each place of the context

@@ -1,1 +1,0 @@
-"""What decides whether another level is drafted, one file each."""
