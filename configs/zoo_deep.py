@@ -1,19 +1,19 @@
 """The zoo's narrow draft: four layers, 1.44 million parameters, as many as the wide one's."""
 
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Pretraining
+from jspec.training.recipe import Pretraining
 
 
 def config() -> Pretraining:
     model = ModelConfig(
-        vocabulary=4096,
-        width=160,
-        feedforward=192,
-        layers=4,
-        heads=4,
-        kv_heads=4,
-        channels=40,
-        context=512,
-        tied=True,
+        vocab_size=4096,
+        hidden_size=160,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=40,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
     )
-    return Pretraining(name="zoo_deep", model=model, chunk=128, steps=1200, evaluate_every=50)
+    return Pretraining(name="zoo_deep", model=model, chunk_size=128, steps=1200, evaluate_every=50)

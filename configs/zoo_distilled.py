@@ -1,6 +1,6 @@
-"""The zoo's wide draft, taught at temperature 1 on the corpus and on the target's own text."""
+"""The zoo's wide draft, distilled at temperature 1 on the corpus and on teacher-generated text."""
 
-from jspec.distill.recipe import Answers, Distillation, Text
+from jspec.training.recipe import Distillation, TeacherData, Text
 
 
 def config() -> Distillation:
@@ -9,11 +9,11 @@ def config() -> Distillation:
         target="zoo:target",
         draft="zoo:wide",
         text=Text(weight=0.4),
-        answers=Answers(weight=0.6, count=1280),
-        chunk=128,
+        teacher_data=TeacherData(weight=0.6, count=1280),
+        chunk_size=128,
         steps=1400,
         learning_rate=2e-3,
-        warmup=30,
+        warmup_steps=30,
         cooldown=0.8,
         evaluate_every=50,
         save_every=50,

@@ -1,7 +1,6 @@
-"""The zoo's EAGLE head, which learns from the target's features alone and never from its own."""
+"""The zoo's EAGLE head, trained on the target's features alone."""
 
-from jspec.distill.recipe import Distillation, FeatureHead
-from jspec.distill.sources import Answers, Text
+from jspec.training.recipe import Distillation, FeatureHead, TeacherData, Text
 
 
 def config() -> Distillation:
@@ -9,14 +8,19 @@ def config() -> Distillation:
         name="zoo_eagle",
         target="zoo:target",
         head=FeatureHead(
-            kind="eagle", feedforward=192, heads=4, kv_heads=4, logits=1.0, noise=0.05
+            kind="eagle",
+            intermediate_size=192,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            logits_weight=1.0,
+            feature_noise=0.05,
         ),
         text=Text(weight=0.4),
-        answers=Answers(weight=0.6, count=768, batch=32),
-        chunk=128,
+        teacher_data=TeacherData(weight=0.6, count=768, batch_size=32),
+        chunk_size=128,
         steps=1000,
         learning_rate=2e-3,
-        warmup=30,
+        warmup_steps=30,
         cooldown=0.8,
         evaluate_every=100,
         save_every=50,

@@ -1,6 +1,6 @@
 """FSPAD's ablation on the zoo's target: `jspec study feature-draft` without a config."""
 
-from jspec.studies.recipe import FeatureDraftStudy
+from jspec.studies.feature_draft.recipe import FeatureDraftStudy
 
 
 def config() -> FeatureDraftStudy:

@@ -1,6 +1,6 @@
 """Many candidates on the zoo's pair: `jspec study multi-candidate` without a config."""
 
-from jspec.studies.multi_recipe import MultiCandidateStudy
+from jspec.studies.multi_candidate.recipe import MultiCandidateStudy
 
 
 def config() -> MultiCandidateStudy:

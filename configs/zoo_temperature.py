@@ -1,6 +1,6 @@
 """The study of temperatures on the zoo's pair: `jspec study temperature` without a config."""
 
-from jspec.studies.recipe import TemperatureStudy
+from jspec.studies.temperature.recipe import TemperatureStudy
 
 
 def config() -> TemperatureStudy:

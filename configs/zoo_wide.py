@@ -1,19 +1,19 @@
 """The zoo's wide draft: one layer, 1.42 million parameters."""
 
 from jspec.config import ModelConfig
-from jspec.distill.recipe import Pretraining
+from jspec.training.recipe import Pretraining
 
 
 def config() -> Pretraining:
     model = ModelConfig(
-        vocabulary=4096,
-        width=224,
-        feedforward=448,
-        layers=1,
-        heads=4,
-        kv_heads=4,
-        channels=56,
-        context=512,
-        tied=True,
+        vocab_size=4096,
+        hidden_size=224,
+        intermediate_size=448,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=56,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
     )
-    return Pretraining(name="zoo_wide", model=model, chunk=128, steps=1200, evaluate_every=50)
+    return Pretraining(name="zoo_wide", model=model, chunk_size=128, steps=1200, evaluate_every=50)

@@ -1,4 +1,7 @@
-"""What a model is made of: shapes and constants, frozen and hashable, so that jit can take them."""
+"""What a model is made of: sizes and constants, frozen and hashable, so that jit can take them.
+
+Fields have Hugging Face's names wherever it has one.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,114 +9,140 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches its rotary wavelengths; `factor` alone is linear scaling."""
+    """How rotary wavelengths are stretched: by `factor` alone (linear), or as Llama 3.1 does.
+
+    >>> RopeScaling(2.0).linear
+    True
+    >>> RopeScaling(8.0, 1.0, 4.0, original_max_position_embeddings=8192).linear
+    False
+    """
 
     factor: float
-    low_frequency: float = 0.0
-    high_frequency: float = 0.0
-    original_context: int = 0
+    low_freq_factor: float = 0.0
+    high_freq_factor: float = 0.0
+    original_max_position_embeddings: int = 0
 
     @property
     def linear(self) -> bool:
-        return self.original_context == 0
+        """Whether `factor` divides every frequency."""
+        return self.original_max_position_embeddings == 0
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What decoding asks of any model: V, L, K, C, and how many positions there are."""
+    """What decoding has to know of any model: V, L, K, C, and the number of positions.
 
-    vocabulary: int
-    layers: int
-    kv_heads: int
-    channels: int
-    context: int
+    >>> Shape(61, 1, num_key_value_heads=4, head_dim=8, max_position_embeddings=512).vocab_size
+    61
+    """
+
+    vocab_size: int
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self)
+        _check_positive(self)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only Transformer. Letters as everywhere: V, D, F, L, H, K, C.
+    """A decoder-only Transformer. Axis letters: V, D, F, L, H, K, C.
 
-    The defaults are Llama's; what other families change has a field each.
+    The defaults are Llama's. Each thing in which other families differ has a field.
 
     Attributes:
-      attention_bias: of queries, keys and values; `out_bias` of what leaves attention.
-      window: positions that a layer of `local_layers` sees, its own included; the rest see all.
-      local_rope_theta: of the local layers, which are then not scaled; None for one of all layers.
-      learned_positions: a table added to the embedding in place of rotary angles.
-      norm: `rms`, `rms_plus_one` (Gemma: weights stand for 1 + w) or `layer` (OPT).
+      attention_bias: of queries, keys and values; `out_bias` is that of attention's output.
+      mlp_bias: of all matrices of the feed-forward network.
+      sliding_window: how many positions a layer of `sliding_layers` sees, its own included; the
+        other layers see all.
+      sliding_rope_theta: of the sliding layers, which are then not scaled; None if `rope_theta` and
+        `rope_scaling` hold for all layers.
+      learned_positions: a table that is added to the embedding, in place of rotary angles.
+      norm: `rms`, `rms_plus_one` (Gemma: multiplies by 1 + weight) or `layer` (OPT).
       norm_place: `before` a sublayer, `around` it (Gemma), or `after` its residual.
-      query_key_norm: of the channels of every query and key.
-      query_scalar: scores are divided by its root; None for that of the channels.
-      score_cap, logit_cap: bounds that attention scores and logits bend towards.
-      activation: `silu`, `gelu_tanh` or `relu`; `gated` when a second matrix multiplies it.
-      scale_embedding: whether embeddings are multiplied by the root of D.
+      use_qk_norm: whether each query and key has a norm over its channels.
+      query_pre_attn_scalar: scores are divided by its square root; None for that of C.
+      attn_logit_softcapping, final_logit_softcapping: soft caps of attention scores and of logits.
+      hidden_act: `silu`, `gelu_pytorch_tanh` or `relu`.
+      gated: whether a second matrix multiplies the activation.
+      scale_embedding: whether embeddings are multiplied by the square root of D.
+
+    >>> config = ModelConfig(
+    ...     vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+    ...     num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
+    ... )
+    >>> config.rope_theta
+    10000.0
     """
 
-    vocabulary: int
-    width: int
-    feedforward: int
-    layers: int
-    heads: int
-    kv_heads: int
-    channels: int
-    context: int
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
-    epsilon: float = 1e-5
-    tied: bool = False
+    norm_eps: float = 1e-5
+    tie_word_embeddings: bool = False
     attention_bias: bool = False
-    feedforward_bias: bool = False
+    mlp_bias: bool = False
     out_bias: bool = False
-    window: int | None = None
-    local_layers: tuple[int, ...] = ()
-    local_rope_theta: float | None = None
+    sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] = ()
+    sliding_rope_theta: float | None = None
     learned_positions: bool = False
     norm: str = "rms"
     norm_place: str = "before"
     final_norm: bool = True
-    query_key_norm: bool = False
-    query_scalar: int | None = None
-    score_cap: float | None = None
-    logit_cap: float | None = None
-    activation: str = "silu"
+    use_qk_norm: bool = False
+    query_pre_attn_scalar: int | None = None
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    hidden_act: str = "silu"
     gated: bool = True
     scale_embedding: bool = False
 
     def __post_init__(self) -> None:
-        _refuse_less_than_one(self)
-        if self.heads % self.kv_heads:
+        _check_positive(self)
+        if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: "
-                "every key-value head serves the same number of query heads"
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}: every key-value head serves the "
+                "same number of query heads"
             )
-        if self.channels % 2 and not self.learned_positions:
-            raise ValueError(f"channels={self.channels} is odd: rotary positions turn pairs")
-        if list(self.local_layers) != sorted(set(self.local_layers) & set(range(self.layers))):
+        if self.head_dim % 2 and not self.learned_positions:
+            raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions rotate pairs")
+        layers = range(self.num_hidden_layers)
+        if list(self.sliding_layers) != sorted(set(self.sliding_layers) & set(layers)):
             raise ValueError(
-                f"local_layers={self.local_layers}: layers from 0 to {self.layers - 1}, in order"
+                f"sliding_layers={self.sliding_layers}: give layers from 0 to {len(layers) - 1}, "
+                "in order"
             )
-        if (self.window is None) != (not self.local_layers):
+        if (self.sliding_window is None) != (not self.sliding_layers):
             raise ValueError(
-                f"window={self.window} with local_layers={self.local_layers}: give both, or neither"
+                f"sliding_window={self.sliding_window} with sliding_layers={self.sliding_layers}: "
+                "give both, or neither"
             )
         for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is none of: {', '.join(known)}")
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name}={value!r} is not known: {', '.join(known)} are")
 
 
 CHOICES = {
     "norm": ("rms", "rms_plus_one", "layer"),
     "norm_place": ("before", "around", "after"),
-    "activation": ("silu", "gelu_tanh", "relu"),
+    "hidden_act": ("silu", "gelu_pytorch_tanh", "relu"),
 }
 
 
-def _refuse_less_than_one(config: Shape | ModelConfig) -> None:
+def _check_positive(config: Shape | ModelConfig) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        counted = field.type is int or (field.type == int | None and value is not None)
-        if counted and value < 1:
+        if field.type in (int, int | None) and value is not None and value < 1:
             raise ValueError(f"{field.name}={value}: a model needs at least 1")

@@ -1,301 +1,188 @@
-"""What is written, and what is counted of the rounds that wrote it.
+"""Decoding: plain and speculative, each one compiled program without a host round trip.
 
-The target's pass over no more of a tree than was drafted.
-
-Nodes stand breadth-first, so a tree cut after a level is a prefix of every table, its mask the
-upper left corner of the whole one (the sliced mask of arXiv 2409.10644, made once).
-
-Decoding: plain and speculative, each one compiled program without a host round trip.
+The loop's carry, what it returns, the two ways to generate, and the round that they are made of:
+draft a tree, run the target on it once, accept a path, commit its rows.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import Array
 
+from jspec import verify
 from jspec.core.cache import Block, Cache, commit
-from jspec.core.candidates import Candidates, Rule, Verdict, drafted, shape
-from jspec.core.penalties import Ahead, History, recall, remember
-from jspec.core.prompts import CHUNK, Prompts
-from jspec.core.sampling import Sampling, noise, pick, warp
-from jspec.core.tree import Growth, Tree
-from jspec.draft.protocol import Drafter, DrafterState, Text
-from jspec.models.prefill import prefill_with_features
+from jspec.core.candidates import Candidates, Rule, Verification, num_drafted_levels, tree_shape
+from jspec.core.penalties import TokenCounts, TreeContext, init_counts, update_counts
+from jspec.core.prompts import PREFILL_CHUNK, PaddedPrompts
+from jspec.core.sampling import SamplingParams, pick_token, process_logits, sample_noise
+from jspec.core.tree import DynamicTree, Tree
+from jspec.draft.protocol import DraftContext, Drafter, DrafterState
+from jspec.models.prefill import prefill_with_hidden_states
 from jspec.models.protocol import Model, Output, Params
 from jspec.parallel.sharding import constrain
-from jspec.verify import coupled
 
-STOPPED, EXHAUSTED = 1, 2
+# Why a row ended; 0 while it is running.
+RUNNING, STOP, LENGTH = 0, 1, 2
+# One compiled program serves every `max_new_tokens` up to a multiple of this.
+NEW_TOKENS_BUCKET = 64
 
 
 @struct.dataclass
-class State:
+class DecodeState:
     """The loop's carry.
 
+    >>> prompts = pad_prompts([[5, 3, 9]], context_length=512, max_new_tokens=16)
+    >>> state = start_plain(target.params, prompts, np.array([16]), target=target.model, room=64)
+    >>> state.length.tolist(), state.max_length.tolist()
+    ([3], [19])
+
     Attributes:
-      tokens: `[B, M]` prompts and what was written so far, `length` `[B]` of them valid; the last
-        valid one is the root, which is in no cache yet.
-      history: how often each token was said, the root included.
-      budget: `[B]` the length at which a row ends.
-      guessed: `[B, M]` bool, whether a token was a candidate of the drafter.
-      done: `[B]`, 0 while a row is being written, then why it ended.
+      tokens: `[B, M]` prompts and generated tokens, `length` `[B]` of them valid; the last valid
+        one is the root, which is in no cache yet.
+      counts: how often each token occurs, the root included.
+      max_length: `[B]` the length at which a row ends.
+      is_draft_token: `[B, M]` bool, whether a token was a candidate of the drafter.
+      finish_reason: `[B]`, `RUNNING`, or why the row ended.
       cache, drafter: committed rows of the target, and whatever the drafter keeps.
-      rounds, kept, drafted, levels, waited: what `Generation` says of them.
+      num_rounds, accepted_by_rank, num_draft_tokens, num_draft_levels, wasted_draft_levels: as in
+        `GenerationOutput`.
     """
 
     tokens: Array
     length: Array
-    history: History
-    budget: Array
-    guessed: Array
-    done: Array
+    counts: TokenCounts
+    max_length: Array
+    is_draft_token: Array
+    finish_reason: Array
     cache: Cache
     drafter: DrafterState
-    rounds: Array
-    kept: Array
-    drafted: Array
-    levels: Array
-    waited: Array
+    num_rounds: Array
+    accepted_by_rank: Array
+    num_draft_tokens: Array
+    num_draft_levels: Array
+    wasted_draft_levels: Array
 
 
 @struct.dataclass
-class Generation:
-    """What was written.
+class GenerationOutput:
+    """The generated tokens, and what their rounds did.
+
+    >>> output = engine.generate("import os\\n", max_new_tokens=16).output
+    >>> output.tokens.shape, output.length.tolist()
+    ((1, 64), [16])
 
     Attributes:
-      tokens: `[B, T]`, `length` `[B]` of them valid.
-      guessed: `[B, T]` bool, whether the drafter had guessed a token.
-      reason: `[B]`, `STOPPED` by an end of text (the last valid token) or `EXHAUSTED` its budget.
-      rounds: `[B]` forward passes of the target.
-      kept: `[B, A, W]` rounds that kept, at each depth, the child of each rank; the root's first,
-        which counts the rounds that wrote something. Below roots of the target's own the first
-        level is that of the roots, and there is a level less.
-      drafted: `[B]` nodes guessed; levels: `[B]` levels of them, all rounds added; waited: `[B]`
-        levels that were drafted for other rows after this one had stopped.
+      tokens: `[B, T]`, `length` `[B]` of them valid and the rest 0; T is `max_new_tokens` rounded
+        up to a bucket.
+      is_draft_token: `[B, T]` bool, whether a token was a draft token that the target accepted.
+      finish_reason: `[B]`, `STOP` for a stop token (the last valid one), `LENGTH` for the most new
+        tokens.
+      num_rounds: `[B]` forward passes of the target.
+      accepted_by_rank: `[B, A, W]` rounds that accepted, at each position after the root, the child
+        of each rank; the root's first, which counts the rounds that emitted something. Where a
+        drafter has levels that are not its draft's there are as many fewer positions.
+      num_draft_tokens: `[B]` nodes drafted; num_draft_levels: `[B]` levels of them, all rounds
+        added up; wasted_draft_levels: `[B]` levels drafted for other rows after this one stopped.
     """
 
     tokens: Array
     length: Array
-    guessed: Array
-    reason: Array
-    rounds: Array
-    kept: Array
-    drafted: Array
-    levels: Array
-    waited: Array
+    is_draft_token: Array
+    finish_reason: Array
+    num_rounds: Array
+    accepted_by_rank: Array
+    num_draft_tokens: Array
+    num_draft_levels: Array
+    wasted_draft_levels: Array
 
     @property
-    def kept_by_depth(self) -> Array:
-        """`[B, A]` rounds that kept a node at each depth, the root's first."""
-        return self.kept.sum(axis=-1)
+    def accepted_by_position(self) -> Array:
+        """`[B, A]` rounds that accepted a node at each position, the root's first."""
+        return self.accepted_by_rank.sum(axis=-1)
 
     @property
-    def tokens_per_round(self) -> float:
-        """Emitted tokens per forward pass of the target, the bonus token included."""
-        return float(self.length.sum() / self.rounds.sum())
+    def acceptance_length(self) -> float:
+        """Mean tokens per forward pass of the target, the bonus token included."""
+        return float(self.length.sum() / self.num_rounds.sum())
 
 
-def unfinished(state: State) -> Array:
-    """Whether any row is still being written."""
-    return jnp.any(state.done == 0)
-
-
-@functools.partial(jax.jit, static_argnames=("tokens",))
-def written(state: State, prompts: Prompts, tokens: int) -> Generation:
-    """What a state holds behind its prompts, finished or not."""
-    take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, tokens))
-    generation = Generation(
-        tokens=take(state.tokens, prompts.length),
-        length=state.length - prompts.length,
-        guessed=take(state.guessed, prompts.length),
-        reason=state.done,
-        rounds=state.rounds,
-        kept=state.kept,
-        drafted=state.drafted,
-        levels=state.levels,
-        waited=state.waited,
-    )
-    # On every device, so that each process of a launch can read all of it.
-    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), generation)
-
-
-def count_guesses(state: State, candidates: Candidates, tree: Tree | Growth) -> State:
-    """Adds up what was drafted for the rows that are being written."""
-    running, given = state.done == 0, tree.path_length - state.kept.shape[1]
-    guesses = candidates.valid & (shape(candidates, tree)[0] > given)
-    depths = jnp.maximum(drafted(candidates, tree) - given, 0)
-    most = depths if candidates.levels is None else jnp.maximum(candidates.levels - given, 0)
-    return state.replace(
-        drafted=state.drafted + jnp.where(running, guesses.sum(axis=-1), 0),
-        levels=state.levels + jnp.where(running, depths, 0),
-        waited=state.waited + jnp.where(running, most - depths, 0),
-    )
-
-
-def emit(
-    state: State, candidates: Candidates, block: Block, verdict: Verdict, stops: Array
-) -> tuple[State, Array]:
-    """Writes a verdict's tokens up to an end of text or the budget, and commits their rows.
-
-    Returns the new state and `[B]` how many tokens each row wrote; a row that is done writes none.
-    The token written last is the new root, so as many rows are committed as tokens are written.
-
-    Args:
-      stops: `[B, E]` tokens that end a text.
-    """
-    running = state.done == 0
-    order = jnp.arange(verdict.path.shape[1])[None]
-    below = jnp.roll(jnp.take_along_axis(candidates.tokens, verdict.path, axis=1), -1, axis=1)
-    guessed = order < verdict.count[:, None] - 1
-    written = jnp.where(guessed, below, verdict.next[:, None])
-    count = jnp.where(running, jnp.minimum(verdict.count, state.budget - state.length), 0)
-    ends = (written[..., None] == stops[:, None]).any(axis=-1) & (order < count[:, None])
-    stopped = ends.any(axis=-1)
-    count = jnp.where(stopped, jnp.argmax(ends, axis=-1) + 1, count)
-    length = state.length + count
-    done = jnp.where(stopped, STOPPED, jnp.where(length >= state.budget, EXHAUSTED, 0))
-    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
-    state = state.replace(
-        tokens=put(state.tokens, written, state.length, 0),
-        guessed=put(state.guessed, guessed, state.length, 0),
-        length=length,
-        history=remember(state.history, written, count),
-        done=jnp.where(running, done, state.done),
-        cache=commit(state.cache, block, verdict.path, count),
-        rounds=state.rounds + running,
-        kept=state.kept + _by_rank(candidates, verdict.path, count, state.kept),
-    )
-    return state, count
-
-
-def _by_rank(candidates: Candidates, path: Array, count: Array, like: Array) -> Array:
-    """`[B, A, W]` 1 for each of the first `count` `[B]` nodes of a path, by its rank; where `like`
-    is shorter than the path, from as much further down."""
-    path = path[:, path.shape[1] - like.shape[1] :]
-    kept = jnp.arange(path.shape[1])[None] < count[:, None]
-    parent = jnp.take_along_axis(candidates.parent, path, axis=1)
-    before = jnp.arange(candidates.parent.shape[1])[None, None] < path[..., None]
-    rank = ((candidates.parent[:, None] == parent[..., None]) & before).sum(axis=-1)
-    return jax.nn.one_hot(rank, like.shape[-1], dtype=like.dtype) * kept[..., None]
-
-
-Check = Callable[[Candidates, Tree | Growth], tuple[Verdict, Output]]
-
-
-def over_smallest_slice(
-    check: Check, candidates: Candidates, tree: Tree | Growth
-) -> tuple[Verdict, Output]:
-    """What `check` finds on the smallest slice that holds all that was drafted.
-
-    Every slice is a branch of one compiled program, filled up to the shapes of the whole tree; what
-    stands in the rows that were not run means nothing.
-    """
-    if candidates.levels is None:
-        return check(candidates, tree)
-    whole = [tree.cut(depth) for depth in candidates.slices]
-
-    def branch(cut: Tree) -> Callable[[], tuple[Verdict, Output]]:
-        def run() -> tuple[Verdict, Output]:
-            verdict, output = check(candidates.cut(cut), cut)
-            path = _fill(verdict.path, 1, tree.path_length, mode="edge")
-            return verdict.replace(path=path), _filled(output, tree.size)
-
-        return run
-
-    depths = jnp.asarray(candidates.slices)
-    return jax.lax.switch(jnp.searchsorted(depths, candidates.levels), [branch(c) for c in whole])
-
-
-def usual_slices(depth: int) -> tuple[int, ...]:
-    """Depths at which a tree may be cut where nothing is said: every doubling, and all of it. Each
-    is one more program of the target to compile."""
-    doublings = [1 << power for power in range(depth.bit_length())]
-    return tuple(sorted({*(cut for cut in doublings if cut < depth), depth}))
-
-
-def check_slices(slices: tuple[int, ...], tree: Tree) -> None:
-    """Raises `ValueError` unless they rise to the depth of the tree."""
-    if list(slices) != sorted(set(slices)) or not slices or slices[0] < 1:
-        raise ValueError(f"slices={slices}: give depths from 1, each once, the smallest first")
-    if slices[-1] != tree.depth:
-        raise ValueError(
-            f"slices={slices}: the tree is {tree.depth} deep, and the largest slice must hold all "
-            f"of it: end with {tree.depth}"
-        )
-
-
-def _filled(output: Output, nodes: int) -> Output:
-    return output.replace(
-        hidden=_fill(output.hidden, 1, nodes),
-        features=jax.tree.map(lambda x: _fill(x, 1, nodes), output.features),
-        block=jax.tree.map(lambda x: _fill(x, 2, nodes), output.block),
-    )
-
-
-def _fill(x: Array, axis: int, size: int, mode: str = "constant") -> Array:
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = 0, size - x.shape[axis]
-    return jnp.pad(x, ends, mode=mode)
-
-
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
 def generate(
     params: Params,
-    draft: Params,
-    prompts: Prompts,
+    draft_params: Params,
+    prompts: PaddedPrompts,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule = coupled,
-    tokens: int,
-) -> Generation:
-    """Writes up to `tokens` tokens a row, a round of guesses at a time.
+    rule: Rule | str = "coupled",
+    max_new_tokens: int | Sequence[int] | np.ndarray,
+) -> GenerationOutput:
+    """Speculative decoding of up to `max_new_tokens` a row, one round at a time.
 
     Under the coupled rule the text is that of `autoregress` with the same keys, whatever the draft.
 
     Args:
-      params, draft: the target's parameters and the drafter's.
       keys: `[B]` typed keys, one a sequence.
-      rule: which candidates are kept: coupled, or another module of `jspec.verify`, under which
-        the text follows the same law but is another.
+      rule: which candidates are accepted: a name or an object of `jspec.verify`. Under any rule but
+        the coupled one and those that share its verification, the text has the same distribution
+        and is another one.
+      max_new_tokens: one for all rows, or one for each; another value in the same bucket of
+        `NEW_TOKENS_BUCKET` compiles nothing.
+
+    Raises `ValueError` for a rule that is not exact for the drafter's candidates.
     """
     check_rows(prompts, keys, sampling)
-    state = begin(params, draft, prompts, target=target, drafter=drafter, rule=rule, tokens=tokens)
-
-    def advance(state: State) -> State:
-        return speculate(
-            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
-        )
-
-    return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
+    most, room = budget(max_new_tokens, prompts, target)
+    models = {"target": target, "drafter": drafter, "rule": verify.get(rule)}
+    return generate_program(
+        params, draft_params, prompts, keys, sampling, most, **models, room=room
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("target", "tokens"))
 def autoregress(
     params: Params,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
-    tokens: int,
-) -> Generation:
-    """Plain decoding, one token a forward pass: what `generate` is held against."""
+    max_new_tokens: int | Sequence[int] | np.ndarray,
+) -> GenerationOutput:
+    """Plain decoding, one token a forward pass: what `generate` is compared with."""
     check_rows(prompts, keys, sampling)
-    state = begin_plain(params, prompts, target=target, tokens=tokens)
-
-    def advance(state: State) -> State:
-        return extend(params, state, keys, sampling, target=target)
-
-    return written(jax.lax.while_loop(unfinished, advance, state), prompts, tokens)
+    most, room = budget(max_new_tokens, prompts, target)
+    return autoregress_program(params, prompts, keys, sampling, most, target=target, room=room)
 
 
-def check_rows(prompts: Prompts, keys: Array, sampling: Sampling) -> None:
+def budget(
+    max_new_tokens: int | Sequence[int] | np.ndarray, prompts: PaddedPrompts, target: Model
+) -> tuple[np.ndarray, int]:
+    """`max_new_tokens` of every row `[B]`, and the static room for them: the bucket's size."""
+    given, count = np.asarray(max_new_tokens), len(prompts.length)
+    if given.ndim and given.shape != (count,):
+        raise ValueError(f"max_new_tokens={max_new_tokens}: one number, or {count}, one a prompt")
+    most = target.config.max_position_embeddings
+    whole = np.issubdtype(given.dtype, np.integer)
+    if not whole or not 1 <= given.min() <= given.max() <= most:
+        raise ValueError(
+            f"max_new_tokens={given.tolist()}: must be in 1..{most}, the target's context"
+        )
+    return np.broadcast_to(given, (count,)).astype(np.int32), room_for(int(given.max()))
+
+
+def room_for(max_new_tokens: int) -> int:
+    """`max_new_tokens` rounded up to a multiple of `NEW_TOKENS_BUCKET`."""
+    return -(-max_new_tokens // NEW_TOKENS_BUCKET) * NEW_TOKENS_BUCKET
+
+
+def check_rows(prompts: PaddedPrompts, keys: Array, sampling: SamplingParams) -> None:
     """Raises `ValueError` if not every prompt has a key and a row of `sampling` of its own."""
     count = len(prompts.length)
     for name, given in (("keys", keys), ("sampling", sampling)):
@@ -305,145 +192,356 @@ def check_rows(prompts: Prompts, keys: Array, sampling: Sampling) -> None:
                 raise ValueError(f"{name} of {rows} rows for {count} prompts: give one for each")
 
 
-@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "tokens"))
-def begin(
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "room"))
+def generate_program(
     params: Params,
-    draft: Params,
-    prompts: Prompts,
+    draft_params: Params,
+    prompts: PaddedPrompts,
+    keys: Array,
+    sampling: SamplingParams,
+    max_new_tokens: Array,
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule = coupled,
-    tokens: int,
-) -> State:
-    """The state before the first round: all of a prompt but its last token, the root, committed."""
+    rule: Rule,
+    room: int,
+) -> GenerationOutput:
+    """The jitted program of `generate`, for those who compile or lower it themselves.
+
+    Args:
+      max_new_tokens: `[B]`, at most `room`.
+    """
+    models = {"target": target, "drafter": drafter, "rule": rule}
+    state = start_decoding(params, draft_params, prompts, max_new_tokens, **models, room=room)
+
+    def advance(state: DecodeState) -> DecodeState:
+        return speculate(params, draft_params, state, keys, sampling, **models)
+
+    return collect_output(jax.lax.while_loop(unfinished, advance, state), prompts, room)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "room"))
+def autoregress_program(
+    params: Params,
+    prompts: PaddedPrompts,
+    keys: Array,
+    sampling: SamplingParams,
+    max_new_tokens: Array,
+    *,
+    target: Model,
+    room: int,
+) -> GenerationOutput:
+    """The jitted program of `autoregress`."""
+    state = start_plain(params, prompts, max_new_tokens, target=target, room=room)
+
+    def advance(state: DecodeState) -> DecodeState:
+        return decode_one_token(params, state, keys, sampling, target=target)
+
+    return collect_output(jax.lax.while_loop(unfinished, advance, state), prompts, room)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "drafter", "rule", "room"))
+def start_decoding(
+    params: Params,
+    draft_params: Params,
+    prompts: PaddedPrompts,
+    max_new_tokens: Array,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rule: Rule,
+    room: int,
+) -> DecodeState:
+    """The state before the first round: all of a prompt but its last token, the root, is committed.
+
+    Args:
+      max_new_tokens: `[B]`, at most `room`, the static number of tokens that the state can take.
+    """
     tree = drafter.tree
-    if tree.depth == 0 or tree.size > target.config.context:
+    if tree.depth == 0 or tree.size > target.config.max_position_embeddings:
         raise ValueError(
             f"tree of {tree.size} nodes: a tree has at least one candidate and no more nodes than "
-            f"the target's context of {target.config.context}"
+            f"the target's context of {target.config.max_position_embeddings}"
         )
-    rule.admit(tree, drafter.draws)
-    state, features = _commit_prompts(
+    rule.check_compatible(tree, drafter.source)
+    state, features = _prefill_state(
         params,
         prompts,
+        max_new_tokens,
         target=target,
-        tokens=tokens,
+        room=room,
         path_length=tree.path_length,
-        given=drafter.draws.given,
+        positions=tree.path_length - drafter.undrafted_levels,
         ranks=tree.width,
-        read=drafter.read,
+        read=drafter.read_hidden_states,
     )
-    memory = drafter.start(
-        draft,
+    drafter_state = drafter.start(
+        draft_params,
         prompts.tokens,
         prompts.length,
         features,
         capacity=state.tokens.shape[1],
-        chunk=CHUNK,
+        chunk=PREFILL_CHUNK,
     )
-    return state.replace(drafter=memory)
+    return replace(state, drafter=drafter_state)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "tokens"))
-def begin_plain(params: Params, prompts: Prompts, *, target: Model, tokens: int) -> State:
+@functools.partial(jax.jit, static_argnames=("target", "room"))
+def start_plain(
+    params: Params, prompts: PaddedPrompts, max_new_tokens: Array, *, target: Model, room: int
+) -> DecodeState:
     """The same, for plain decoding."""
-    sizes = {"target": target, "tokens": tokens, "path_length": 1, "given": 0, "ranks": 1}
-    return _commit_prompts(params, prompts, **sizes, read=lambda output: None)[0]
-
-
-def extend(
-    params: Params, state: State, keys: Array, sampling: Sampling, *, target: Model
-) -> State:
-    """One token of plain decoding."""
-    position = state.length[:, None]
-    root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
-    output = target.forward(params, root, position - 1, jnp.ones((1, 1), bool), state.cache)
-    logits = warp(target.logits(params, output.hidden), sampling, state.history)
-    token = pick(logits, noise(keys, position, logits.shape[-1], sampling))
-    alone = jnp.zeros_like(position)
-    verdict = Verdict(path=alone, count=alone[:, 0] + 1, next=token[:, 0])
-    candidates = Candidates(root, alone - 1, alone == 0)
-    return emit(state, candidates, output.block, verdict, sampling.stops)[0]
+    sizes = {"room": room, "path_length": 1, "positions": 1, "ranks": 1}
+    return _prefill_state(
+        params, prompts, max_new_tokens, target=target, **sizes, read=lambda _: None
+    )[0]
 
 
 def speculate(
     params: Params,
-    draft: Params,
-    state: State,
+    draft_params: Params,
+    state: DecodeState,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule = coupled,
-) -> State:
-    """One round: guess a tree, run the target on it once, keep the path that the rule picks."""
+    rule: Rule,
+) -> DecodeState:
+    """One round: draft a tree, run the target on it once, accept a path by the rule, commit it."""
     tree = drafter.tree
-    dice = rule.roll(keys, state.length, sampling, tree=tree, vocabulary=target.config.vocabulary)
-    running = state.done == 0
-    text = Text(state.tokens, state.length, state.history, running)
-    candidates, memory = drafter.propose(draft, state.drafter, text, dice, sampling, rule=rule)
+    noise = rule.sample_noise(
+        keys, state.length, sampling, tree=tree, vocab_size=target.config.vocab_size
+    )
+    context = DraftContext(state.tokens, state.length, state.counts, state.finish_reason == RUNNING)
+    candidates, drafter_state = drafter.propose(
+        draft_params, state.drafter, context, noise, sampling, rule=rule
+    )
 
-    def check(candidates: Candidates, tree: Tree | Growth) -> tuple[Verdict, Output]:
-        depth, mask = shape(candidates, tree)
+    def verify_tree(
+        candidates: Candidates, tree: Tree | DynamicTree
+    ) -> tuple[Verification, Output]:
+        depth, mask = tree_shape(candidates, tree)
         positions = (state.length - 1)[:, None] + depth
         output = target.forward(params, candidates.tokens, positions, mask, state.cache)
-        ahead = Ahead(candidates.tokens[:, 1:], mask[..., 1:])
-        logits = warp(target.logits(params, output.hidden), sampling, state.history, ahead)
-        return rule.verify(dice, candidates, logits, sampling, tree=tree), output
+        above = TreeContext(candidates.tokens[:, 1:], mask[..., 1:])
+        logits = target.logits(params, output.hidden)
+        logits = process_logits(logits, sampling, state.counts, above)
+        return rule.verify(noise, candidates, logits, sampling, tree=tree), output
 
-    verdict, output = over_smallest_slice(check, candidates, tree)
-    state = count_guesses(state, candidates, tree)
-    state, count = emit(state, candidates, output.block, verdict, sampling.stops)
-    return state.replace(drafter=drafter.commit(memory, verdict.path, count, output))
+    verification, output = run_smallest_bucket(verify_tree, candidates, tree)
+    state = count_draft_tokens(state, candidates, tree)
+    state, num_emitted = emit_tokens(
+        state, candidates, output.block, verification, sampling.stop_token_ids
+    )
+    path = verification.accepted_path
+    return replace(state, drafter=drafter.commit(drafter_state, path, num_emitted, output))
 
 
-def _commit_prompts(
+def decode_one_token(
+    params: Params, state: DecodeState, keys: Array, sampling: SamplingParams, *, target: Model
+) -> DecodeState:
+    """One token of plain decoding."""
+    position = state.length[:, None]
+    root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
+    output = target.forward(params, root, position - 1, jnp.ones((1, 1), bool), state.cache)
+    logits = process_logits(target.logits(params, output.hidden), sampling, state.counts)
+    token = pick_token(logits, sample_noise(keys, position, logits.shape[-1], sampling))
+    alone = jnp.zeros_like(position)
+    verification = Verification(alone, num_accepted=alone[:, 0] + 1, bonus_token=token[:, 0])
+    candidates = Candidates(root, alone - 1, alone == 0)
+    return emit_tokens(state, candidates, output.block, verification, sampling.stop_token_ids)[0]
+
+
+def unfinished(state: DecodeState) -> Array:
+    """Whether any row is still running."""
+    return jnp.any(state.finish_reason == RUNNING)
+
+
+@functools.partial(jax.jit, static_argnames=("room",))
+def collect_output(state: DecodeState, prompts: PaddedPrompts, room: int) -> GenerationOutput:
+    """What a state holds after its prompts, finished or not."""
+    length = state.length - prompts.length
+    valid = jnp.arange(room)[None] < length[:, None]
+
+    def take(rows: Array) -> Array:
+        slices = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, room))
+        return jnp.where(valid, slices(rows, prompts.length), 0)
+
+    output = GenerationOutput(
+        tokens=take(state.tokens),
+        length=length,
+        is_draft_token=take(state.is_draft_token).astype(bool),
+        finish_reason=state.finish_reason,
+        num_rounds=state.num_rounds,
+        accepted_by_rank=state.accepted_by_rank,
+        num_draft_tokens=state.num_draft_tokens,
+        num_draft_levels=state.num_draft_levels,
+        wasted_draft_levels=state.wasted_draft_levels,
+    )
+    # On every device, so that each process of a launch can read all of it.
+    return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), output)
+
+
+def run_smallest_bucket(
+    verify_tree: Callable[[Candidates, Tree | DynamicTree], tuple[Verification, Output]],
+    candidates: Candidates,
+    tree: Tree | DynamicTree,
+) -> tuple[Verification, Output]:
+    """The target's pass over no more of a tree than was drafted: the smallest verification bucket.
+
+    Nodes are in breadth-first order, so a tree cut after a level is a prefix of every table, its
+    mask the upper left corner of the whole one (the sliced mask of arXiv 2409.10644, made once).
+    Every bucket is a branch of one compiled program, padded to the shapes of the whole tree; the
+    padding means nothing.
+    """
+    if candidates.num_levels is None or isinstance(tree, DynamicTree):
+        return verify_tree(candidates, tree)
+    cuts = [tree.cut(depth) for depth in candidates.buckets]
+
+    def branch(cut: Tree) -> Callable[[], tuple[Verification, Output]]:
+        def run() -> tuple[Verification, Output]:
+            verification, output = verify_tree(candidates.cut(cut), cut)
+            path = _pad(verification.accepted_path, 1, tree.path_length, mode="edge")
+            return replace(verification, accepted_path=path), _pad_output(output, tree.size)
+
+        return run
+
+    depths = jnp.asarray(candidates.buckets)
+    return jax.lax.switch(
+        jnp.searchsorted(depths, candidates.num_levels), [branch(cut) for cut in cuts]
+    )
+
+
+def count_draft_tokens(
+    state: DecodeState, candidates: Candidates, tree: Tree | DynamicTree
+) -> DecodeState:
+    """Adds up what was drafted for the rows that are running."""
+    running = state.finish_reason == RUNNING
+    undrafted = tree.path_length - state.accepted_by_rank.shape[1]
+    nodes = candidates.valid & (tree_shape(candidates, tree)[0] > undrafted)
+    levels = jnp.maximum(num_drafted_levels(candidates, tree) - undrafted, 0)
+    most = candidates.num_levels
+    most = levels if most is None else jnp.maximum(most - undrafted, 0)
+    return replace(
+        state,
+        num_draft_tokens=state.num_draft_tokens + jnp.where(running, nodes.sum(axis=-1), 0),
+        num_draft_levels=state.num_draft_levels + jnp.where(running, levels, 0),
+        wasted_draft_levels=state.wasted_draft_levels + jnp.where(running, most - levels, 0),
+    )
+
+
+def emit_tokens(
+    state: DecodeState,
+    candidates: Candidates,
+    block: Block,
+    verification: Verification,
+    stop_token_ids: Array,
+) -> tuple[DecodeState, Array]:
+    """Writes the accepted tokens up to a stop token or the last new one, and commits their rows.
+
+    Returns the new state and `[B]` how many tokens each row emitted; a finished row emits none. The
+    token emitted last is the new root, so as many rows are committed as tokens are emitted.
+
+    Args:
+      stop_token_ids: `[B, E]` tokens that end a text.
+    """
+    path, num_accepted = verification.accepted_path, verification.num_accepted
+    running = state.finish_reason == RUNNING
+    order = jnp.arange(path.shape[1])[None]
+    below = jnp.roll(jnp.take_along_axis(candidates.tokens, path, axis=1), -1, axis=1)
+    is_draft_token = order < num_accepted[:, None] - 1
+    tokens = jnp.where(is_draft_token, below, verification.bonus_token[:, None])
+    count = jnp.where(running, jnp.minimum(num_accepted, state.max_length - state.length), 0)
+    stops = (tokens[..., None] == stop_token_ids[:, None]).any(axis=-1) & (order < count[:, None])
+    stopped = stops.any(axis=-1)
+    count = jnp.where(stopped, jnp.argmax(stops, axis=-1) + 1, count)
+    length = state.length + count
+    reason = jnp.where(stopped, STOP, jnp.where(length >= state.max_length, LENGTH, RUNNING))
+    put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
+    accepted = _count_by_rank(candidates, path, count, state.accepted_by_rank)
+    state = replace(
+        state,
+        tokens=put(state.tokens, tokens, state.length, 0),
+        is_draft_token=put(state.is_draft_token, is_draft_token, state.length, 0),
+        length=length,
+        counts=update_counts(state.counts, tokens, count),
+        finish_reason=jnp.where(running, reason, state.finish_reason),
+        cache=commit(state.cache, block, path, count),
+        num_rounds=state.num_rounds + running,
+        accepted_by_rank=state.accepted_by_rank + accepted,
+    )
+    return state, count
+
+
+def _count_by_rank(candidates: Candidates, path: Array, count: Array, like: Array) -> Array:
+    """`[B, A, W]` 1 for each of the first `count` `[B]` nodes of a path, by its rank; where `like`
+    is shorter than the path, from as much further down."""
+    path = path[:, path.shape[1] - like.shape[1] :]
+    accepted = jnp.arange(path.shape[1])[None] < count[:, None]
+    parent = jnp.take_along_axis(candidates.parent, path, axis=1)
+    before = jnp.arange(candidates.parent.shape[1])[None, None] < path[..., None]
+    rank = ((candidates.parent[:, None] == parent[..., None]) & before).sum(axis=-1)
+    return jax.nn.one_hot(rank, like.shape[-1], dtype=like.dtype) * accepted[..., None]
+
+
+def _prefill_state(
     params: Params,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
+    max_new_tokens: Array,
     *,
     target: Model,
-    tokens: int,
+    room: int,
     path_length: int,
-    given: int,
+    positions: int,
     ranks: int,
-    read: Callable[[Output], Array | None],
-) -> tuple[State, Array | None]:
-    """The state, and what is read of the target's passes."""
-    if not 1 <= tokens <= target.config.context:
-        raise ValueError(
-            f"tokens={tokens}: must lie in 1..{target.config.context}, the target's context; give "
-            "what `prompts` was given"
-        )
+    read: Callable[[Output], Any],
+) -> tuple[DecodeState, Any]:
+    """The state, and what the drafter reads of the target's passes over the prompts."""
     if not jax.tree.leaves(params):
         raise ValueError("params hold no array: give the target's parameters")
     batch, width = prompts.tokens.shape
-    capacity = width + tokens + path_length
-    cache, seen = prefill_with_features(
+    capacity = width + room + path_length
+    cache, features = prefill_with_hidden_states(
         params,
         prompts.tokens,
         prompts.length - 1,
         model=target,
         capacity=capacity,
-        chunk=CHUNK,
+        chunk=PREFILL_CHUNK,
         read=read,
     )
     none = jnp.zeros((batch,), jnp.int32)
     length = jnp.asarray(prompts.length)
-    state = State(
+    vocab_size = target.config.vocab_size
+    state = DecodeState(
         tokens=jnp.pad(prompts.tokens, ((0, 0), (0, capacity - width))),
         length=length,
-        history=recall(prompts.tokens, length, length, vocabulary=target.config.vocabulary),
-        budget=prompts.length + tokens,
-        guessed=jnp.zeros((batch, capacity), bool),
-        done=none,
+        counts=init_counts(prompts.tokens, length, length, vocab_size=vocab_size),
+        max_length=length + max_new_tokens,
+        is_draft_token=jnp.zeros((batch, capacity), bool),
+        finish_reason=none,
         cache=cache,
         drafter=(),
-        rounds=none,
-        kept=jnp.zeros((batch, path_length - given, ranks), jnp.int32),
-        drafted=none,
-        levels=none,
-        waited=none,
+        num_rounds=none,
+        accepted_by_rank=jnp.zeros((batch, positions, ranks), jnp.int32),
+        num_draft_tokens=none,
+        num_draft_levels=none,
+        wasted_draft_levels=none,
     )
-    return state, seen
+    return state, features
+
+
+def _pad_output(output: Output, nodes: int) -> Output:
+    return replace(
+        output,
+        hidden=_pad(output.hidden, 1, nodes),
+        hidden_states=jax.tree.map(lambda x: _pad(x, 1, nodes), output.hidden_states),
+        block=jax.tree.map(lambda x: _pad(x, 2, nodes), output.block),
+    )
+
+
+def _pad(x: Array, axis: int, size: int, mode: str = "constant") -> Array:
+    ends = [(0, 0)] * x.ndim
+    ends[axis] = 0, size - x.shape[axis]
+    return jnp.pad(x, ends, mode=mode)

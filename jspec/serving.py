@@ -1,11 +1,4 @@
-"""Speculative decoding in pieces, for whoever wants to see the text while it is written.
-
-Many prompts through a batch that is kept full: a row that is done makes room for the next.
-
-From tokens to text while it is written: only what stays, and not past a stop string.
-
-Who wrote what: the tokens that the draft had guessed, and those that the target supplied.
-"""
+"""Serving: tokens as they are generated, continuous batching, and text from tokens."""
 
 import functools
 import os
@@ -20,227 +13,121 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec import decode
+from jspec import verify
 from jspec.core.candidates import Rule
-from jspec.core.prompts import Prompts
-from jspec.core.sampling import Sampling
-from jspec.decode import STOPPED, Generation, State, unfinished, written
+from jspec.core.prompts import PaddedPrompts
+from jspec.core.sampling import SamplingParams
+from jspec.decode import (
+    RUNNING,
+    STOP,
+    DecodeState,
+    GenerationOutput,
+    budget,
+    check_rows,
+    collect_output,
+    decode_one_token,
+    speculate,
+    start_decoding,
+    start_plain,
+    unfinished,
+)
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Model, Params
 from jspec.parallel.sharding import constrain
-from jspec.verify import coupled
+
+# The finish reason of a slot that no prompt is left for.
+FREE = 3
 
 
 def stream(
     params: Params,
-    draft: Params,
-    prompts: Prompts,
+    draft_params: Params,
+    prompts: PaddedPrompts,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule = coupled,
-    tokens: int,
+    rule: Rule | str = "coupled",
+    max_new_tokens: int | Sequence[int] | np.ndarray,
     rounds: int = 4,
-) -> Iterator[Generation]:
-    """Yields what `generate` has written so far, every few `rounds`; the last is all of it."""
-    _check(prompts, keys, sampling, rounds)
-    models = {"target": target, "drafter": drafter, "rule": rule}
+) -> Iterator[GenerationOutput]:
+    """Yields what `generate` has generated so far, every few `rounds`; the last is all of it."""
+    most, room = _check(prompts, keys, sampling, max_new_tokens, target, rounds)
+    models = {"target": target, "drafter": drafter, "rule": verify.get(rule)}
     return _pieces(
-        lambda: decode.begin(params, draft, prompts, **models, tokens=tokens),
-        lambda state: _advance(params, draft, state, keys, sampling, **models, rounds=rounds),
-        lambda state: written(state, prompts, tokens=tokens),
+        lambda: start_decoding(params, draft_params, prompts, most, **models, room=room),
+        lambda state: _run_rounds(
+            params, draft_params, state, keys, sampling, **models, rounds=rounds
+        ),
+        lambda state: collect_output(state, prompts, room),
     )
 
 
 def stream_plain(
     params: Params,
-    prompts: Prompts,
+    prompts: PaddedPrompts,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
-    tokens: int,
+    max_new_tokens: int | Sequence[int] | np.ndarray,
     rounds: int = 16,
-) -> Iterator[Generation]:
-    """Yields what `autoregress` has written so far, every few tokens; the last is all of it."""
-    _check(prompts, keys, sampling, rounds)
+) -> Iterator[GenerationOutput]:
+    """Yields what `autoregress` has generated so far, every few tokens; the last is all of it."""
+    most, room = _check(prompts, keys, sampling, max_new_tokens, target, rounds)
     return _pieces(
-        lambda: decode.begin_plain(params, prompts, target=target, tokens=tokens),
-        lambda state: _extend(params, state, keys, sampling, target=target, rounds=rounds),
-        lambda state: written(state, prompts, tokens=tokens),
+        lambda: start_plain(params, prompts, most, target=target, room=room),
+        lambda state: _run_plain(params, state, keys, sampling, target=target, rounds=rounds),
+        lambda state: collect_output(state, prompts, room),
     )
-
-
-def _check(prompts: Prompts, keys: Array, sampling: Sampling, rounds: int) -> None:
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
-    decode.check_rows(prompts, keys, sampling)
-
-
-def _pieces(
-    begin: Callable[[], State],
-    advance: Callable[[State], State],
-    written: Callable[[State], Generation],
-) -> Iterator[Generation]:
-    """Computes nothing before it is asked for its first piece."""
-    state = begin()
-    while bool(unfinished(state)):
-        state = advance(state)
-        yield written(state)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("target", "drafter", "rule", "rounds"), donate_argnames=("state",)
-)
-def _advance(
-    params: Params,
-    draft: Params,
-    state: State,
-    keys: Array,
-    sampling: Sampling,
-    *,
-    target: Model,
-    drafter: Drafter,
-    rule: Rule,
-    rounds: int,
-) -> State:
-    """A few rounds; a row that is done passes them unchanged."""
-
-    def advance(_: int, state: State) -> State:
-        return decode.speculate(
-            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
-        )
-
-    return jax.lax.fori_loop(0, rounds, advance, state)
-
-
-@functools.partial(jax.jit, static_argnames=("target", "rounds"), donate_argnames=("state",))
-def _extend(
-    params: Params,
-    state: State,
-    keys: Array,
-    sampling: Sampling,
-    *,
-    target: Model,
-    rounds: int,
-) -> State:
-    def advance(_: int, state: State) -> State:
-        return decode.extend(params, state, keys, sampling, target=target)
-
-    return jax.lax.fori_loop(0, rounds, advance, state)
-
-
-VACANT = 3
 
 
 def generate_many(
     params: Params,
-    draft: Params,
-    prompts: Prompts,
+    draft_params: Params,
+    prompts: PaddedPrompts,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     target: Model,
     drafter: Drafter,
-    rule: Rule = coupled,
-    tokens: int,
-    batch: int = 8,
-) -> Iterator[tuple[int, Generation]]:
-    """Yields each prompt's index and its text `[1, T]` as it is done, in no particular order.
+    rule: Rule | str = "coupled",
+    max_new_tokens: int | Sequence[int] | np.ndarray,
+    batch_size: int = 8,
+) -> Iterator[tuple[int, GenerationOutput]]:
+    """Continuous batching: yields each prompt's index and its output `[1, T]` as it finishes.
 
-    Every text is the one that `generate` writes for its prompt alone: `keys` and `sampling` have a
-    row for each prompt.
+    A row that finishes makes room for the next prompt. Every output is the one that `generate`
+    returns for its prompt alone: `keys` and `sampling` have a row for each prompt.
 
     Args:
-      batch: how many are written at a time.
+      batch_size: how many prompts are decoded at a time.
     """
-    if batch < 1:
-        raise ValueError(f"batch={batch}: at least one prompt is written at a time")
-    decode.check_rows(prompts, keys, sampling)
-    models = {"target": target, "drafter": drafter, "rule": rule}
-    return _texts(params, draft, prompts, keys, sampling, models, tokens=tokens, batch=batch)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: at least one prompt is decoded at a time")
+    check_rows(prompts, keys, sampling)
+    most, room = budget(max_new_tokens, prompts, target)
+    models = {"target": target, "drafter": drafter, "rule": verify.get(rule)}
+    return _serve(
+        params, draft_params, prompts, keys, sampling, most, models, room=room, slots=batch_size
+    )
 
 
-def _texts(
-    params: Params,
-    draft: Params,
-    prompts: Prompts,
-    keys: Array,
-    sampling: Sampling,
-    models: dict[str, Any],
-    *,
-    tokens: int,
-    batch: int,
-) -> Iterator[tuple[int, Generation]]:
-    """Computes nothing before it is asked for its first text."""
-    count = len(prompts.length)
-    seats = np.arange(min(batch, count))
-    state = decode.begin(params, draft, _rows(prompts, seats), **models, tokens=tokens)
-    following = len(seats)
-    while np.any(seats < count):
-        everyone = (_rows(x, np.minimum(seats, count - 1)) for x in (keys, sampling))
-        state, done = until_one_is_done(params, draft, state, *everyone, **models)
-        for row in np.flatnonzero((np.asarray(done) != 0) & (seats < count)):
-            prompt = _rows(prompts, seats[row][None])
-            yield int(seats[row]), _text(state, prompt, row, tokens=tokens)
-            # Once the last prompt has a seat, indices past it mark the vacant ones.
-            seats[row], following = following, following + 1
-            if seats[row] < count:
-                newcomer = _rows(prompts, seats[row][None])
-                fresh = decode.begin(params, draft, newcomer, **models, tokens=tokens)
-                state = seat(state, fresh, row)
-            else:
-                state = state.replace(done=state.done.at[row].set(VACANT))
+class TextPiece(NamedTuple):
+    """What a piece of a stream says.
 
+    Attributes:
+      text: all that is known, up to a stop string.
+      ready: how many of its characters no later token can change.
+      tokens: how many tokens it took, with the stop string or the stop token that ended it.
+      stopped: whether a stop string ended it.
+    """
 
-@functools.partial(jax.jit, donate_argnames=("state",))
-def seat(state: State, fresh: State, row: Array) -> State:
-    """Puts the only row of `fresh` in the place of one of `state`."""
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=row, axis=0)
-    return jax.tree.map(put, state, fresh)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("target", "drafter", "rule"), donate_argnames=("state",)
-)
-def until_one_is_done(
-    params: Params,
-    draft: Params,
-    state: State,
-    keys: Array,
-    sampling: Sampling,
-    *,
-    target: Model,
-    drafter: Drafter,
-    rule: Rule,
-) -> tuple[State, Array]:
-    """Rounds of the whole batch, until a row that is not vacant ends; which rows are done `[B]`."""
-
-    def full(state: State) -> Array:
-        return jnp.all((state.done == 0) | (state.done == VACANT)) & unfinished(state)
-
-    def advance(state: State) -> State:
-        return decode.speculate(
-            params, draft, state, keys, sampling, target=target, drafter=drafter, rule=rule
-        )
-
-    state = jax.lax.while_loop(full, advance, state)
-    # On every device, so that each process of a launch can read all of it.
-    return state, constrain(state.done, None)
-
-
-def _rows(tree: Any, rows: np.ndarray) -> Any:
-    """The rows of everything that has a batch."""
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
-@functools.partial(jax.jit, static_argnames=("tokens",))
-def _text(state: State, prompts: Prompts, row: Array, *, tokens: int) -> Generation:
-    """What one row of the batch has written after its prompt."""
-    alone = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), state)
-    return written(alone, prompts, tokens=tokens)
+    text: str = ""
+    ready: int = 0
+    tokens: int = 0
+    stopped: bool = False
 
 
 PARTIAL = "\ufffd"  # what decoding puts where only some bytes of a character are there
@@ -248,56 +135,43 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")  # how tokenizers that fall back to bytes n
 LONGEST = 4  # bytes of a character, and so tokens
 
 
-class Reading(NamedTuple):
-    """What a piece says.
-
-    Attributes:
-      text: all that is known, up to a stop string.
-      ready: how many of its characters no later token can change.
-      tokens: how many it took, with the stop string or the end of text that ended it.
-      cut: whether a stop string ended it.
-    """
-
-    text: str = ""
-    ready: int = 0
-    tokens: int = 0
-    cut: bool = False
-
-
 @dataclass(frozen=True)
-class Reader:
+class TextReader:
     """Reads the pieces of one text, to the same end however it is cut into them.
+
+    >>> output = engine.generate("import os\\n", max_new_tokens=64).output
+    >>> TextReader(tokenizer, stop=["\\n\\n"]).read(output).text
 
     Attributes:
       tokenizer: one of transformers, or another that decodes lists of tokens.
-      until: strings before which the text ends: that which is complete first, and of several
-        the longest.
-      after: the prompt's tokens, without which many tokenizers drop a space at the beginning.
+      stop: strings before which the text ends: the one that is complete first, and of several the
+        longest.
+      prompt_tokens: without which many tokenizers drop a space at the beginning.
     """
 
     tokenizer: Any
-    until: Sequence[str] = ()
-    after: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    prompt_tokens: Sequence[int] = ()
 
-    def read(self, piece: Generation, row: int = 0, *, ended: bool = False) -> Reading:
+    def read(self, piece: GenerationOutput, row: int = 0, *, ended: bool = False) -> TextPiece:
         """The text of one row; once it has `ended` there is nothing left to wait for."""
         count = int(piece.length[row])
-        stopped = int(piece.reason[row]) == STOPPED
+        stopped = int(piece.finish_reason[row]) == STOP
         ids = piece.tokens[row, : count - stopped].tolist()
         text = self._decode(ids) if ended else self._settled(ids)
         # The smallest end, and there the smallest start: no later piece can have another.
-        found = [(text.index(s) + len(s), text.index(s)) for s in self.until if s in text]
+        found = [(text.index(s) + len(s), text.index(s)) for s in self.stop if s in text]
         if found:
             end, start = min(found)
-            return Reading(text[:start], start, self._needed(ids, text[:end]), cut=True)
-        return Reading(text, len(text) if ended else ready(text, self.until), count)
+            return TextPiece(text[:start], start, self._needed(ids, text[:end]), stopped=True)
+        return TextPiece(text, len(text) if ended else ready(text, self.stop), count)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        """The text behind the prompt's."""
-        start = max(self._whole(self.after) - LONGEST, 0)
-        near = list(self.after[start:])
+        """The text after the prompt's."""
+        start = max(self._whole(self.prompt_tokens) - LONGEST, 0)
+        near = list(self.prompt_tokens[start:])
         before, text = self.tokenizer.decode(near), self.tokenizer.decode([*near, *ids])
-        # A character whose first bytes the prompt ends with is ours.
+        # A character whose first bytes the prompt ends with is generated.
         return text[len(os.path.commonprefix([before, text])) :]
 
     def _settled(self, ids: Sequence[int]) -> str:
@@ -322,42 +196,42 @@ class Reader:
 
 
 def stream_text(
-    pieces: Iterable[Generation],
+    pieces: Iterable[GenerationOutput],
     tokenizer: Any,
     *,
-    until: Sequence[str] = (),
-    after: Sequence[int] = (),
+    stop: Sequence[str] = (),
+    prompt_tokens: Sequence[int] = (),
     row: int = 0,
 ) -> Iterator[str]:
     """Yields what is new in each piece of a stream, and takes no more pieces after a stop string.
 
     Args:
       pieces: of `stream` or `stream_plain`.
-      until, after: as in `Reader`: where the text ends, and the tokens of the row's prompt.
+      stop, prompt_tokens: as in `TextReader`: where the text ends, and the row's prompt.
       row: whose text, of a batch.
     """
-    check_stop_strings(until)
-    reader, shown, piece = Reader(tokenizer, until, after), 0, None
+    check_stop_strings(stop)
+    reader, shown, piece = TextReader(tokenizer, stop, prompt_tokens), 0, None
     for piece in pieces:
-        reading = reader.read(piece, row)
-        yield reading.text[shown : reading.ready]
-        shown = reading.ready
-        if reading.cut:
+        text = reader.read(piece, row)
+        yield text.text[shown : text.ready]
+        shown = text.ready
+        if text.stopped:
             return
     if piece is not None:
         yield reader.read(piece, row, ended=True).text[shown:]
 
 
-def check_stop_strings(until: Sequence[str]) -> None:
+def check_stop_strings(stop: Sequence[str]) -> None:
     """Raises `ValueError` for an empty one, which every text would end with."""
-    for string in until:
+    for string in stop:
         if not string:
-            raise ValueError("until='': a stop string has at least one character")
+            raise ValueError("stop='': a stop string has at least one character")
 
 
-def ready(text: str, until: Sequence[str]) -> int:
+def ready(text: str, stop: Sequence[str]) -> int:
     """How many characters come before what may be the beginning of a stop string."""
-    held = (n for string in until for n in range(len(string)) if text.endswith(string[:n]))
+    held = (n for string in stop for n in range(len(string)) if text.endswith(string[:n]))
     return len(text) - max(held, default=0)
 
 
@@ -365,23 +239,176 @@ def ready(text: str, until: Sequence[str]) -> int:
 STYLES = {True: "color:#2e9e4f", False: "color:#d97706;text-decoration:underline"}
 
 
-def to_html(generation: Generation, tokenizer: Any, *, row: int = 0) -> str:
-    """One text of a batch as HTML: green where it was guessed, amber where it was not."""
-    length = int(generation.length[row])
-    tokens, guessed = (x[row, :length].tolist() for x in (generation.tokens, generation.guessed))
+def to_html(output: GenerationOutput, tokenizer: Any, *, row: int = 0) -> str:
+    """One text of a batch as HTML: draft tokens green, the target's own amber."""
+    length = int(output.length[row])
+    tokens, drafted = (x[row, :length].tolist() for x in (output.tokens, output.is_draft_token))
     spans = "".join(
-        f'<span style="{STYLES[hit]}">{escape(text)}</span>'
-        for text, hit in runs(tokens, guessed, tokenizer)
+        f'<span style="{STYLES[is_draft]}">{escape(text)}</span>'
+        for text, is_draft in runs(tokens, drafted, tokenizer)
     )
     return f'<pre style="white-space:pre-wrap">{spans}</pre>'
 
 
 def runs(
-    tokens: Sequence[int], guessed: Sequence[bool], tokenizer: Any
+    tokens: Sequence[int], is_draft_token: Sequence[bool], tokenizer: Any
 ) -> Iterator[tuple[str, bool]]:
-    """The text in runs of tokens from the same hand, each with whether it was guessed."""
+    """The text in runs of draft tokens and of the target's own, each with which it is."""
     start = 0
     for end in range(1, len(tokens) + 1):
-        if end == len(tokens) or guessed[end] != guessed[start]:
-            yield tokenizer.decode(tokens[start:end]), guessed[start]
+        if end == len(tokens) or is_draft_token[end] != is_draft_token[start]:
+            yield tokenizer.decode(tokens[start:end]), is_draft_token[start]
             start = end
+
+
+def _check(
+    prompts: PaddedPrompts,
+    keys: Array,
+    sampling: SamplingParams,
+    max_new_tokens: int | Sequence[int] | np.ndarray,
+    target: Model,
+    rounds: int,
+) -> tuple[np.ndarray, int]:
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: at least one round passes between two pieces")
+    check_rows(prompts, keys, sampling)
+    return budget(max_new_tokens, prompts, target)
+
+
+def _pieces(
+    start: Callable[[], DecodeState],
+    advance: Callable[[DecodeState], DecodeState],
+    collect: Callable[[DecodeState], GenerationOutput],
+) -> Iterator[GenerationOutput]:
+    """Computes nothing before it is asked for its first piece."""
+    state = start()
+    while bool(unfinished(state)):
+        state = advance(state)
+        yield collect(state)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("target", "drafter", "rule", "rounds"), donate_argnames=("state",)
+)
+def _run_rounds(
+    params: Params,
+    draft_params: Params,
+    state: DecodeState,
+    keys: Array,
+    sampling: SamplingParams,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rule: Rule,
+    rounds: int,
+) -> DecodeState:
+    """A few rounds; a finished row passes them unchanged."""
+
+    def advance(_: int, state: DecodeState) -> DecodeState:
+        return speculate(
+            params, draft_params, state, keys, sampling, target=target, drafter=drafter, rule=rule
+        )
+
+    return jax.lax.fori_loop(0, rounds, advance, state)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "rounds"), donate_argnames=("state",))
+def _run_plain(
+    params: Params,
+    state: DecodeState,
+    keys: Array,
+    sampling: SamplingParams,
+    *,
+    target: Model,
+    rounds: int,
+) -> DecodeState:
+    def advance(_: int, state: DecodeState) -> DecodeState:
+        return decode_one_token(params, state, keys, sampling, target=target)
+
+    return jax.lax.fori_loop(0, rounds, advance, state)
+
+
+def _serve(
+    params: Params,
+    draft_params: Params,
+    prompts: PaddedPrompts,
+    keys: Array,
+    sampling: SamplingParams,
+    max_new_tokens: np.ndarray,
+    models: dict[str, Any],
+    *,
+    room: int,
+    slots: int,
+) -> Iterator[tuple[int, GenerationOutput]]:
+    """Computes nothing before it is asked for its first output."""
+    count = len(prompts.length)
+
+    def start(indices: np.ndarray) -> DecodeState:
+        rows, most = _rows((prompts, max_new_tokens), indices)
+        return start_decoding(params, draft_params, rows, most, **models, room=room)
+
+    serving = np.arange(min(slots, count))
+    state, following = start(serving), len(serving)
+    while np.any(serving < count):
+        rows = _rows((keys, sampling), np.minimum(serving, count - 1))
+        state, reasons = run_until_one_finishes(params, draft_params, state, *rows, **models)
+        for slot in np.flatnonzero((np.asarray(reasons) != RUNNING) & (serving < count)):
+            prompt = _rows(prompts, serving[slot][None])
+            yield int(serving[slot]), _output_of(state, prompt, slot, room=room)
+            # Once the last prompt has a slot, indices past it mark the free ones.
+            serving[slot], following = following, following + 1
+            if serving[slot] < count:
+                state = fill_slot(state, start(serving[slot][None]), slot)
+            else:
+                state = state.replace(finish_reason=state.finish_reason.at[slot].set(FREE))
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def fill_slot(state: DecodeState, fresh: DecodeState, slot: Array) -> DecodeState:
+    """Puts the only row of `fresh` in the place of one of `state`."""
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=0)
+    return jax.tree.map(put, state, fresh)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("target", "drafter", "rule"), donate_argnames=("state",)
+)
+def run_until_one_finishes(
+    params: Params,
+    draft_params: Params,
+    state: DecodeState,
+    keys: Array,
+    sampling: SamplingParams,
+    *,
+    target: Model,
+    drafter: Drafter,
+    rule: Rule,
+) -> tuple[DecodeState, Array]:
+    """Rounds of the whole batch, until a slot that is not free finishes; the reasons `[B]`."""
+
+    def full(state: DecodeState) -> Array:
+        reason = state.finish_reason
+        return jnp.all((reason == RUNNING) | (reason == FREE)) & unfinished(state)
+
+    def advance(state: DecodeState) -> DecodeState:
+        return speculate(
+            params, draft_params, state, keys, sampling, target=target, drafter=drafter, rule=rule
+        )
+
+    state = jax.lax.while_loop(full, advance, state)
+    # On every device, so that each process of a launch can read all of it.
+    return state, constrain(state.finish_reason, None)
+
+
+def _rows(tree: Any, rows: np.ndarray) -> Any:
+    """The rows of everything that has a batch."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+@functools.partial(jax.jit, static_argnames=("room",))
+def _output_of(
+    state: DecodeState, prompts: PaddedPrompts, slot: Array, *, room: int
+) -> GenerationOutput:
+    """What one slot of the batch has generated after its prompt."""
+    alone = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1), state)
+    return collect_output(alone, prompts, room)

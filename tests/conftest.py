@@ -1,20 +1,12 @@
 """One setting for every test: the CPU's numbers as exact as they get, and nothing implicit."""
 
+import ctypes
+import gc
 import os
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-
-import jax
-import pytest
-import tiny_zoo
-from ours import write_original
-from texts import Batch, Candidate, candidates, mixed_batch, plain_text, sharp
-
-from jspec import Generation, Model, ModelConfig, transformer, zoo
-from jspec.bench import settings
-from jspec.models.protocol import Params
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when jax is imported, so it is set before. The programs are small and run a few times, so
@@ -25,24 +17,56 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
+import tiny_zoo  # noqa: E402
+from ours import write_original  # noqa: E402
+from texts import (  # noqa: E402
+    Batch,
+    Candidate,
+    candidates,
+    mixed_batch,
+    plain_text,
+    sharp,
+)
+
+from jspec import GenerationOutput, Model, ModelConfig, transformer  # noqa: E402
+from jspec.bench import settings  # noqa: E402
+from jspec.formats import folder as model_folders  # noqa: E402
+from jspec.models.protocol import Params  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-# Compilations are counted, so none may come from a disk.
-jax.config.update("jax_enable_compilation_cache", False)
+# Many small programs: what took longer to compile than to read is worth keeping.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-MAPS = Path("/proc/self/maps")
-MANY_MAPS = 20_000
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps compiled programs from run to run in pytest's cache, one folder for each jax, which
+    `pytest --cache-clear` empties; JAX_COMPILATION_CACHE_DIR names another place.
+    """
+    if jax.config.jax_compilation_cache_dir is None and hasattr(config, "cache"):
+        place = config.cache.mkdir(f"compiled-{jax.__version__}")
+        jax.config.update("jax_compilation_cache_dir", str(place))
+
+
+MAPS, PAGES = Path("/proc/self/maps"), Path("/proc/self/statm")
+MANY_MAPS, MANY_BYTES = 20_000, 1.5e9
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs() -> Iterator[None]:
     """Drops compiled programs before the process runs out of memory maps, of which Linux allows
-    65,530: XLA dies of that."""
+    65,530 (XLA dies of that), and before it holds memory that the next process needs."""
     yield
-    if MAPS.is_file() and len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
+    if not MAPS.is_file():
+        return
+    held = int(PAGES.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if held > MANY_BYTES or len(MAPS.read_bytes().splitlines()) > MANY_MAPS:
         jax.clear_caches()
+        gc.collect()
+        # What was freed goes back to the system only where the C library is told to give it.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +74,14 @@ def target() -> Model:
     """A random target of two layers with grouped heads."""
     return transformer(
         ModelConfig(
-            vocabulary=61,
-            width=32,
-            feedforward=48,
-            layers=2,
-            heads=4,
-            kv_heads=2,
-            channels=8,
-            context=512,
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=512,
         )
     )
 
@@ -75,12 +99,12 @@ def drafts(target: Model, params: Params) -> dict[str, Candidate]:
 
 @pytest.fixture(scope="session")
 def batch() -> Batch:
-    """Eighteen ragged prompts, one for each temperature with each way to cut the law."""
+    """Thirty ragged prompts, one for each temperature with each way to filter the distribution."""
     return mixed_batch()
 
 
 @pytest.fixture(scope="session")
-def plain(target: Model, params: Params, batch: Batch) -> Generation:
+def plain(target: Model, params: Params, batch: Batch) -> GenerationOutput:
     """What plain decoding writes for the batch, with no end of text."""
     return plain_text(target, params, batch)
 
@@ -105,9 +129,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_zoo(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands that are told of no model and no tree take tiny ones."""
-    monkeypatch.setattr(zoo, "MODELS", models)
-    monkeypatch.setattr(settings, "USUAL_TREE", "chain:1")
+    """Commands that name no model and no tree take tiny ones."""
+    monkeypatch.setattr(model_folders, "ZOO_MODELS", models)
     monkeypatch.setattr(settings, "TREE", "2")
     monkeypatch.setattr(settings, "CHAIN", "chain:1")
     monkeypatch.setattr(settings, "LOOKUP", "chain:2")

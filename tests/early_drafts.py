@@ -8,25 +8,25 @@ from texts import Candidate
 
 from jspec import Tree
 from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
-from jspec.draft.stopping import Forgetful
+from jspec.draft.stopping import NetworkStop, StatelessStop
 
 LONG = Tree.chain(6)
 
 
 @dataclass(frozen=True)
-class Coin(Forgetful):
-    """Goes on after every second token, whatever it is worth."""
+class Coin(StatelessStop):
+    """Continues after every second token, whatever its confidence."""
 
     threshold: float = 0.5
 
-    def judge(self, params, memory, worth, seen):
-        return (seen.children[:, 0, 0] % 2).astype(jnp.float32)
+    def score(self, params, state, path_confidence, inputs):
+        return (inputs.children[:, 0, 0] % 2).astype(jnp.float32)
 
 
 def network(of, *sizes, threshold: float = 0.66):
-    """An untaught one, and its parameters."""
-    stop = of(*sizes, threshold=threshold)
-    return stop, stop.init(jax.random.key(3))
+    """A stop whose network is not trained, and its parameters."""
+    inside = of(*sizes)
+    return NetworkStop(inside, threshold), inside.init(jax.random.key(3))
 
 
 def early_draft(draft: Candidate, stop, weights=(), tree: Tree | None = None, **how) -> Candidate:

@@ -13,42 +13,57 @@ from texts import NO_STOPS, sharp, teach
 
 from jspec import (
     Drafter,
-    Generation,
-    Growth,
+    DynamicTree,
+    GenerationOutput,
     ModelConfig,
     Rule,
+    SamplingParams,
     SmallModelDrafter,
     Tree,
     autoregress,
     generate,
-    prompts,
-    sampling,
+    pad_prompts,
     transformer,
 )
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.models.eagle3 import eagle3
 from jspec.models.heads import HeadParams
 from jspec.models.protocol import Params
-from jspec.models.transformer import observed
+from jspec.models.transformer import with_hidden_states
 from jspec.verify import coupled
 
 DRAWS = 20_000
 # A batch; all draws at once would take gigabytes.
 ROWS = 5_000
 PROMPT = [3]
+HOW = {
+    "T=0.3": {"temperature": 0.3},
+    "T=1": {"temperature": 1.0},
+    "T=2": {"temperature": 2.0},
+    "top-k": {"temperature": 1.0, "top_k": 3},
+    "top-p": {"temperature": 1.5, "top_p": 0.8},
+    "top-k and top-p": {"temperature": 0.7, "top_k": 4, "top_p": 0.9},
+    "min-p": {"temperature": 1.5, "min_p": 0.2},
+    "penalties": {
+        "temperature": 1.0,
+        "repetition_penalty": 1.5,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.3,
+    },
+}
 SMALLEST_P = 1e-3
 PAIRS = Tree.branching((2, 2))
 
 enumerable = transformer(
     ModelConfig(
-        vocabulary=6,
-        width=8,
-        feedforward=8,
-        layers=1,
-        heads=1,
-        kv_heads=1,
-        channels=8,
-        context=64,
+        vocab_size=6,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
     )
 )
 
@@ -69,8 +84,8 @@ def small_model(tree: Tree) -> SmallModelDrafter:
 
 def head_with_few_tokens(tree: Tree) -> FeatureDrafter:
     """EAGLE-3's, with four of the six tokens."""
-    head = eagle3(enumerable.config, layers=(0, 1), draft_vocabulary=4)
-    return FeatureDrafter(head, observed(enumerable, head.layers), tree)
+    head = eagle3(enumerable.config, layers=(0, 1), draft_vocab_size=4)
+    return FeatureDrafter(head, with_hidden_states(enumerable, head.layers), tree)
 
 
 @functools.cache
@@ -81,17 +96,21 @@ def head_params() -> HeadParams:
     return HeadParams(own, enumerable_params(), jnp.array([0, 1, 1, 2]))
 
 
-def plain_draws(seed: int, decode: Callable = autoregress, **how: float) -> Generation:
+def plain_draws(seed: int, decode: Callable = autoregress, **how: float) -> GenerationOutput:
     """Three tokens after the same prompt in all rows, each row with a key of its own."""
 
-    def piece(keys: Array) -> Generation:
+    def piece(keys: Array) -> GenerationOutput:
         return decode(
             enumerable_params(),
-            prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
+            pad_prompts(
+                [PROMPT] * ROWS,
+                context_length=enumerable.config.max_position_embeddings,
+                max_new_tokens=3,
+            ),
             keys,
-            sampling(ROWS, stops=NO_STOPS, **how),
+            SamplingParams.create(ROWS, stop_token_ids=NO_STOPS, **how),
             target=enumerable,
-            tokens=3,
+            max_new_tokens=3,
         )
 
     return _in_pieces(piece, seed)
@@ -102,12 +121,13 @@ def speculative_draws(
     decode: Callable = generate,
     *,
     rule: Rule = coupled,
-    tree: Tree | Growth = PAIRS,
+    tree: Tree | DynamicTree = PAIRS,
     draft: Callable[[], Params] = unrelated_params,
-    kind: Callable[[Tree | Growth], Drafter] = small_model,
+    kind: Callable[[Tree | DynamicTree], Drafter] = small_model,
+    draws: int = DRAWS,
     **how: float,
-) -> Generation:
-    """The same by a tree of guesses, of an unrelated draft if none is given.
+) -> GenerationOutput:
+    """The same along a tree, of an unrelated draft if none is given.
 
     Args:
       kind: makes the drafter of a tree.
@@ -116,32 +136,36 @@ def speculative_draws(
     # What shows what the drafter reads, or the one that stops early.
     shown = getattr(getattr(drafter, "drafter", drafter), "target", enumerable)
 
-    def piece(keys: Array) -> Generation:
+    def piece(keys: Array) -> GenerationOutput:
         return decode(
             enumerable_params(),
             draft(),
-            prompts([PROMPT] * ROWS, context=enumerable.config.context, tokens=3),
+            pad_prompts(
+                [PROMPT] * ROWS,
+                context_length=enumerable.config.max_position_embeddings,
+                max_new_tokens=3,
+            ),
             keys,
-            sampling(ROWS, stops=NO_STOPS, **how),
+            SamplingParams.create(ROWS, stop_token_ids=NO_STOPS, **how),
             target=shown,
             drafter=drafter,
             rule=rule,
-            tokens=3,
+            max_new_tokens=3,
         )
 
-    return _in_pieces(piece, seed)
+    return _in_pieces(piece, seed, draws)
 
 
-def counts_of(written: Generation) -> np.ndarray:
+def counts_of(written: GenerationOutput) -> np.ndarray:
     """`[V, V, V]` how often each three tokens were written."""
-    counts = np.zeros((enumerable.config.vocabulary,) * 3)
-    np.add.at(counts, tuple(np.asarray(written.tokens).T), 1)
+    counts = np.zeros((enumerable.config.vocab_size,) * 3)
+    np.add.at(counts, tuple(np.asarray(written.tokens)[:, :3].T), 1)
     return counts
 
 
-def pairs_of(written: Generation) -> np.ndarray:
+def pairs_of(written: GenerationOutput) -> np.ndarray:
     """`[V, V]` how often two neighbours in the batch began with each two tokens."""
-    counts = np.zeros((enumerable.config.vocabulary,) * 2)
+    counts = np.zeros((enumerable.config.vocab_size,) * 2)
     np.add.at(counts, tuple(np.asarray(written.tokens)[:, 0].reshape(-1, 2).T), 1)
     return counts
 
@@ -159,17 +183,19 @@ def next_token_law(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    repetition: float = 1.0,
-    presence: float = 0.0,
-    frequency: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
     written: Sequence[int] = (),
 ) -> np.ndarray:
     """`[V]` probabilities, by sorting, in float64: penalties, temperature, top-k, top-p, min-p."""
     logits = np.array(logits, np.float64)
     said = sorted({*PROMPT, *written})
-    logits[said] = np.where(logits[said] > 0, logits[said] / repetition, logits[said] * repetition)
+    logits[said] = np.where(
+        logits[said] > 0, logits[said] / repetition_penalty, logits[said] * repetition_penalty
+    )
     for token in set(written):
-        logits[token] -= presence + frequency * list(written).count(token)
+        logits[token] -= presence_penalty + frequency_penalty * list(written).count(token)
     if temperature == 0:
         return np.eye(len(logits))[logits.argmax()]
     logits = logits / temperature
@@ -187,7 +213,7 @@ def next_token_law(
 
 def joint_law(**how: float) -> np.ndarray:
     """`[V, V, V]` the exact law of the next three tokens, from the logits of every context."""
-    vocabulary = enumerable.config.vocabulary
+    vocabulary = enumerable.config.vocab_size
     contexts = [[*PROMPT, *two] for two in itertools.product(range(vocabulary), repeat=2)]
     logits = np.asarray(teach(enumerable_params(), np.array(contexts), model=enumerable))
     logits = logits.reshape(vocabulary, vocabulary, *logits.shape[1:])
@@ -217,7 +243,9 @@ def p_value(counts: np.ndarray, law: np.ndarray) -> float:
     return float(stats.chisquare(counts, expected * counts.sum() / expected.sum()).pvalue)
 
 
-def _in_pieces(draw: Callable[[Array], Generation], seed: int) -> Generation:
-    keys = jax.random.split(jax.random.key(seed), DRAWS)
-    pieces = [draw(keys[first : first + ROWS]) for first in range(0, DRAWS, ROWS)]
+def _in_pieces(
+    draw: Callable[[Array], GenerationOutput], seed: int, draws: int = DRAWS
+) -> GenerationOutput:
+    keys = jax.random.split(jax.random.key(seed), draws)
+    pieces = [draw(keys[first : first + ROWS]) for first in range(0, draws, ROWS)]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *pieces)

@@ -10,14 +10,14 @@ from jspec.formats.huggingface import save
 from jspec.models.transformer import transformer
 
 CONFIG = ModelConfig(
-    vocabulary=17,
-    width=8,
-    feedforward=12,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    channels=2,
-    context=32,
+    vocab_size=17,
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=2,
+    max_position_embeddings=32,
     rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16),
     attention_bias=True,
     out_bias=True,
@@ -30,7 +30,7 @@ def write_original(folder):
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
-    save(folder, model, params, tokenizer=make_tokenizer(), end_of_text=(0, 3))
+    save(folder, model, params, tokenizer=make_tokenizer(), stop_token_ids=(0, 3))
     return model, params, folder
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import jspec
-from jspec import zoo
 from jspec.cli.main import main
-from jspec.models import pruning
+from jspec.formats import folder as model_folders
 from jspec.parallel.sharding import REPLICATED
+from jspec.training import pruning
 
 MEGABYTE = 2**20
 STATUS = Path("/proc/self/status")
@@ -48,17 +48,17 @@ def write_text(folder: str) -> None:
     print(json.dumps({"devices": jax.device_count(), "tokens": np.asarray(text.tokens).tolist()}))
 
 
-def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.Generation:
-    context = target.model.config.context
+def written(target: jspec.Checkpoint, draft: jspec.Checkpoint) -> jspec.GenerationOutput:
+    context = target.model.config.max_position_embeddings
     return jspec.generate(
         target.params,
         draft.params,
-        jspec.prompts(ROWS, context=context, tokens=12),
+        jspec.pad_prompts(ROWS, context_length=context, max_new_tokens=12),
         jax.random.split(jax.random.key(7), len(ROWS)),
-        jspec.core.sampling(len(ROWS), temperature=[0.0, 0.5, 1.0, 1.5]),
+        jspec.SamplingParams.create(len(ROWS), temperature=[0.0, 0.5, 1.0, 1.5]),
         target=target.model,
         drafter=jspec.SmallModelDrafter(draft.model, jspec.Tree.branching((2, 1))),
-        tokens=12,
+        max_new_tokens=12,
     )
 
 
@@ -74,7 +74,7 @@ def sums(parent: jspec.Checkpoint) -> list[float]:
     config = parent.model.config
     half = {name: getattr(config, name) // 2 for name in pruning.SIZES}
     into = dataclasses.replace(config, **half)
-    layers = pruning.first_layers(into.layers, config.layers)
+    layers = pruning.first_layers(into.num_hidden_layers, config.num_hidden_layers)
     cut = pruning.prune(parent.params, config, into, layers=layers)
     return [float(x.astype(float).sum()) for x in jax.tree.leaves(jax.tree.map(whole, cut))]
 
@@ -85,7 +85,7 @@ def whole(x: jax.Array) -> np.ndarray:
 
 def teach(models: str, *arguments: str) -> None:
     """Distils with another zoo."""
-    zoo.MODELS = Path(models)
+    model_folders.ZOO_MODELS = Path(models)
     sys.exit(main(["distill", *arguments]))
 
 

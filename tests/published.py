@@ -9,22 +9,22 @@ from laws import PROMPT, enumerable, enumerable_params
 from texts import teach
 
 from jspec import Tree
-from jspec.core.sampling import sampling
-from jspec.verify import lossy
+from jspec.core.sampling import SamplingParams
+from jspec.studies.multi_candidate import LOSSY
 
-VOCABULARY = enumerable.config.vocabulary
+VOCABULARY = enumerable.config.vocab_size
 TOKENS, LONGEST, MOST = 12, 20, 16
 
 
 def published(key, tree: Tree, temperature: float, draft) -> tuple[list[int], int]:
     """The loop of the published code, a node at a time, and its rounds; node 0 is none of its."""
     fork = all(tree.children(depth) == 1 for depth in range(1, tree.depth))
-    how = sampling(1, temperature=temperature)
+    how = SamplingParams.create(1, temperature=temperature)
     text, rounds, law = [*PROMPT], 0, softmax(after([PROMPT], enumerable_params())[0])
     while len(text) - len(PROMPT) < TOKENS:
-        dice = roll(key[None], np.array([len(text)]), how, tree=tree)
-        guess, test = np.asarray(dice.guess)[0, :, 0], np.asarray(dice.test)[0]
-        paths, q = guessed(text, law, guess, tree, temperature, draft)
+        noise = roll(key[None], np.array([len(text)]), how, tree=tree)
+        guess, test = np.asarray(noise.draft)[0, :, 0], np.asarray(noise.uniforms)[0]
+        paths, q = is_draft_token(text, law, guess, tree, temperature, draft)
         logits = after([text + path for path in paths.values()], enumerable_params())
         logits = dict(zip(paths, logits, strict=True))
         p = {node: law_at(row, temperature) for node, row in logits.items()}
@@ -50,7 +50,7 @@ def published(key, tree: Tree, temperature: float, draft) -> tuple[list[int], in
     return text[len(PROMPT) :][:TOKENS], rounds
 
 
-def guessed(text, law, guess, tree: Tree, temperature: float, draft) -> tuple[dict, dict]:
+def is_draft_token(text, law, guess, tree: Tree, temperature: float, draft) -> tuple[dict, dict]:
     """The tokens from its root to every node, and the draft's law at those that have children."""
     roots = drawn(law, guess[0], tree.children(0))
     paths, q = {1 + rank: [token] for rank, token in enumerate(roots)}, {}
@@ -98,4 +98,4 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("tree",))
 def roll(keys, length, how, *, tree: Tree):
-    return lossy.roll(keys, length, how, tree=tree, vocabulary=VOCABULARY)
+    return LOSSY.sample_noise(keys, length, how, tree=tree, vocab_size=VOCABULARY)

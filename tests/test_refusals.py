@@ -1,213 +1,192 @@
-"""Folders and fields that are refused, and in which words."""
+"""What is refused, by the function that refuses it: one line that says what is wrong and where.
+
+Commands turn it into exit 2 and that line: tests/cli/test_refusals.py.
+"""
 
 import functools
-import shutil
+from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from ours import CONFIG
-from references import LLAMA3, assert_same, edit, refused, rewrite
 
+from jspec import DynamicTree, SamplingParams, Tree, make_mesh, verify
+from jspec.cli.generate import _read_biases
+from jspec.cli.writing import read_prompt
 from jspec.config import ModelConfig
-from jspec.formats.families import FAMILIES, read_config
-from jspec.formats.huggingface import load, save
-from jspec.models.transformer import transformer
+from jspec.core.sampling import make_keys
+from jspec.core.tree_text import read_tree
+from jspec.draft.stopping import read_stop
+from jspec.parallel.sharding import read_mesh
+from jspec.training.config_files import override
+from jspec.training.recipe import Pretraining
+
+NAN, INFINITY = float("nan"), float("inf")
+RECIPE = Pretraining(
+    name="tiny", model=ModelConfig(320, 16, 16, 1, 2, 1, 8, 64), sequence_length=64
+)
+OF_64, OF_320 = (functools.partial(read_tree, context=context) for context in (64, 320))
+
+
+def two_rows(**how):
+    return SamplingParams.create(2, **how)
+
+
+def changed(*changes):
+    return override(RECIPE, changes)
+
+
+def stop_of(text):
+    return read_stop(text, folder=None, width=16)
+
+
+# What is called, with what, and how the line begins, and other words in it.
+REFUSALS = [
+    (two_rows, {"temperature": -0.1}, "temperature=-0.1"),
+    (two_rows, {"temperature": NAN}, "temperature=nan"),
+    (two_rows, {"temperature": INFINITY}, "temperature=inf"),
+    (two_rows, {"temperature": 1e39}, "temperature=1e+39"),
+    (two_rows, {"temperature": [0.5, -1.0]}, "temperature="),
+    (two_rows, {"top_k": -1}, "top_k=-1"),
+    (two_rows, {"top_k": [3, -2]}, "top_k="),
+    (two_rows, {"top_k": 2.5}, "top_k=2.5: must be 0 (all) or a whole number"),
+    (two_rows, {"top_k": 99999999999999}, "top_k=99999999999999"),
+    (two_rows, {"top_p": 0.0}, "top_p=0.0: must be in (0, 1]"),
+    (two_rows, {"top_p": -0.5}, "top_p=-0.5"),
+    (two_rows, {"top_p": 1.5}, "top_p=1.5: must be in (0, 1]"),
+    (two_rows, {"top_p": 1.0001}, "top_p=1.0001: must be in (0, 1]"),
+    (two_rows, {"top_p": 1e-50}, "top_p=1e-50: must be in (0, 1]"),
+    (two_rows, {"top_p": NAN}, "top_p=nan"),
+    (two_rows, {"top_p": [0.9, 0.9, 0.9]}, "top_p="),
+    (two_rows, {"min_p": 1.5}, "min_p=1.5: must be in"),
+    (two_rows, {"repetition_penalty": 0.0}, "repetition_penalty=0.0: must be a positive"),
+    (two_rows, {"repetition_penalty": NAN}, "repetition_penalty=nan: must be a positive"),
+    (two_rows, {"presence_penalty": INFINITY}, "presence_penalty=inf: must be a number"),
+    (two_rows, {"min_new_tokens": -1}, "min_new_tokens=-1: must be a whole number of tokens"),
+    (two_rows, {"min_new_tokens": 0.9}, "min_new_tokens=0.9: must be a whole number"),
+    (
+        two_rows,
+        {"logit_bias": {61: 1.0}, "vocab_size": 61},
+        "logit_bias of token 61: tokens are 0..60",
+    ),
+    (
+        two_rows,
+        {"logit_bias": {-1: 1.0}, "vocab_size": 61},
+        "logit_bias of token -1: tokens are 0..60",
+    ),
+    (
+        two_rows,
+        {"logit_bias": {1.7: 1.0}, "vocab_size": 61},
+        "logit_bias of token 1.7: tokens are 0..60",
+    ),
+    (two_rows, {"logit_bias": {1: NAN}, "vocab_size": 61}, "logit_bias of nan for token 1"),
+    (two_rows, {"logit_bias": {3: 1e39}, "vocab_size": 61}, "logit_bias of 1e+39"),
+    (two_rows, {"logit_bias": {1: 1.0}}, "logit_bias is given without vocab_size"),
+    (
+        two_rows,
+        {"logit_bias": [{1: 1.0}] * 3, "vocab_size": 61},
+        "logit_bias of 3 rows: one for all, or 2",
+    ),
+    (_read_biases, (("5=1", "05=2"),), "logit_bias='05=2': token 5 has a bias already"),
+    (_read_biases, (("five=1",),), "logit_bias='five=1': write token=number"),
+    (make_keys, (-1, 1), "seed=-1: must be a whole number in 0..4294967295"),
+    (make_keys, (2**32, 1), "seed=4294967296: must be a whole number"),
+    (make_keys, (0.5, 1), "seed=0.5: must be a whole number"),
+    (make_keys, ([1, 2], 3), "seed=[1, 2]: one number, or 3, one a prompt"),
+    (verify.get, ("cupled",), "rule='cupled' is not known: did you mean 'coupled'?"),
+    (verify.get, ("?",), "rule='?' is not known: ", "token_level", "traversal"),
+    (Tree, ((),), "parents=()"),
+    (Tree, ((0, 0),), "parents=(0, 0)"),
+    (Tree, ((-1, 2, 1),), "parents[1]=2", "cycle"),
+    (Tree, ((-1, 1),), "parents[1]=1", "cycle"),
+    (Tree, ((-1, 0, 3, 0),), "parents[2]=3", "before its children"),
+    (Tree, ((-1, 0, -1),), "parents[2]=-1"),
+    (Tree, ((-1, 0, 1, 0),), "parents=", "not breadth-first"),
+    (Tree.branching, ((2, 0, 1),), "widths=(2, 0, 1)"),
+    (Tree.comb, ((2, 0),), "widths=(2, 0)"),
+    (Tree.fork, (0, 3), "width=0, depth=3"),
+    (Tree.fork, (2, 0), "width=2, depth=0"),
+    (Tree.chain, (0,), "depth=0"),
+    (Tree.from_paths, ([(1,)],), "path (1,)"),
+    (Tree.from_paths, ([(0, -1)],), "path (0, -1)"),
+    (DynamicTree, (0, 2, 3), "width=0, depth=2"),
+    (DynamicTree, (2, 0, 3), "width=2, depth=0"),
+    (DynamicTree, (2, 2, 8), "nodes=8", "make 7"),
+    (DynamicTree, (2, 3, 3), "nodes=3", "a path of 3 has 4"),
+    *(
+        (OF_64, (text,), f"tree='{text}'")
+        for text in (
+            *("chain:0", "0x2", "fork:3x0", "fork:9x0", "chain:2x2", "fork:4", "2x", "-1"),
+            *(
+                "dynamic:2x3",
+                "dynamic:0x2x3",
+                "dynamic:2x0x3",
+                "dynamic:2x2x0",
+                "dynamic:2x3x3",
+                "dynamic:2x2x8",
+            ),
+            *("dynamic:9x9x65", "dynamic:16x3x20", "4xx"),
+        )
+    ),
+    (OF_320, ("4xx",), "tree='4xx' is no tree and no file: write chain:5"),
+    (OF_320, ("",), "tree='' is no tree"),
+    (OF_320, ("\u0663x2",), "tree=", "is no tree and no file"),
+    (OF_320, ("x" * 5000,), "tree=", "is no tree and no file"),
+    (OF_320, ("20x20",), "tree='20x20' has 421 nodes with its root"),
+    (OF_320, ("999999x999999x999999",), "tree=", "the target's context of 320"),
+    (OF_320, ("[[0], [2]]",), "tree=", "child 2 is there and child 1 is not"),
+    (OF_320, ("[[0, -1]]",), "tree=", "ranks count from 0"),
+    (OF_320, ("[[0], 7]",), "tree=", "no list of paths"),
+    (OF_320, ("[[0]",), "tree=", "is not JSON"),
+    (OF_320, ("[]",), "tree=", "1 nodes with its root"),
+    (make_mesh, {"tensor": 3}, "mesh data=1, fsdp=1, tensor=3 has 3 devices, and there are 8"),
+    (make_mesh, {"tensor": 0}, "mesh data=1, fsdp=1, tensor=0: every axis"),
+    (read_mesh, ("rows=8",), "mesh='rows=8': write each of data, fsdp, tensor"),
+    (read_mesh, ("data=²",), "mesh='data=²': write each of data, fsdp, tensor"),
+    (read_mesh, ("data=3",), "mesh data=3, fsdp=1, tensor=1 has 3 devices"),
+    (read_prompt, ("", None), "prompt='' is empty"),
+    (read_prompt, ("\udcff", None), "prompt=", "is not text in UTF-8"),
+    (read_prompt, (None, Path("nowhere.txt")), "file='nowhere.txt': no such file"),
+    (stop_of, ("luck:0.3",), "stop_drafting='luck:0.3': no stop, and no folder with"),
+    (stop_of, ("confidence",), "stop_drafting='confidence': it has no threshold"),
+    (stop_of, ("margin:much",), "stop_drafting='margin:much': 'much' is no threshold"),
+    (stop_of, ("entropy:1.5",), "stop_drafting='entropy:1.5': threshold=1.5: must be"),
+    (stop_of, ("running:nan",), "stop_drafting='running:nan': threshold=nan: must be"),
+    (stop_of, ("",), "stop_drafting='': no stop, and no folder"),
+    (changed, ("stepz=5",), "stepz is not a field (did you mean steps?): there are name, output, "),
+    (
+        changed,
+        ("model.depth=5",),
+        "model.depth is not a field: there are model.vocab_size, model.hidden_size",
+    ),
+    (changed, ("steps=five",), "steps='five' must be of type int"),
+    (changed, ("steps=0",), "steps=0: must be at least 1"),
+    (
+        changed,
+        ("model.tie_word_embeddings=perhaps",),
+        "model.tie_word_embeddings='perhaps' must be of type bool",
+    ),
+    (changed, ("steps.more=1",), "steps=2000 has no fields of its own"),
+    (changed, ("model=big",), "model='big' must be of type ModelConfig"),
+    (changed, ("steps",), "'steps' is not a change: write field=value"),
+    (changed, ("chunk_size=48",), "chunk_size=48: sequence_length=64 is not a multiple"),
+    (changed, ("seed=-1",), "seed=-1: must be in 0..4294967295"),
+    (
+        changed,
+        ("sequence_length=65",),
+        "sequence_length=65 is longer than the model's context of 64",
+    ),
+]
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("function", "given", "begins", "words"),
     [
-        ({"model_type": "mamba"}, ["model_type='mamba'", "llama"]),
-        ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "silu"]),
-        ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
-        ({"vocab_size": None}, ["vocab_size", "missing"]),
-        ({"vocab_size": "many"}, ["vocab_size='many'", "int"]),
-        ({"num_hidden_layers": True}, ["num_hidden_layers=True", "int"]),
-        ({"num_attention_heads": 0}, ["num_attention_heads=0", "positive"]),
-        ({"num_key_value_heads": 3}, ["kv_heads=3", "multiple"]),
-        ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps='1e-5'", "float"]),
-        ({"tie_word_embeddings": "no"}, ["tie_word_embeddings='no'", "true or false"]),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, ["rope_type='yarn'", "llama3"]),
-        ({"rope_scaling": {"type": "linear"}}, ["factor", "missing"]),
-        ({"rope_scaling": {"type": "default", "mscale": 1.0}}, ["mscale"]),
-        ({"rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, ["0.5"]),
-        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, ["high_freq_factor=4.0"]),
-        ({"rope_theta": 5e5}, ["rope_theta", "disagree"]),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_parameters", "disagree"]),
-        ({"eos_token_id": "</s>"}, ["eos_token_id='</s>'"]),
+        pytest.param(function, given, begins, words, id=f"{begins}{'-'.join(words)}"[:60])
+        for function, given, begins, *words in REFUSALS
     ],
 )
-def test_a_configuration_that_we_cannot_compute_is_refused_by_name(fields, words, folder):
-    (folder / "generation_config.json").unlink()
-    rewrite(folder / "config.json", **fields)
-    refused(lambda: load(folder), str(folder), *words)
-
-
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "ffn_dim": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-SLIDING = ["sliding_attention"] * 2
-
-
-@pytest.mark.parametrize(
-    ("family", "fields", "words"),
-    [
-        ("llama", {"sliding_window": 8}, ["sliding_window=8", "None"]),
-        ("llama", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor=0.5", "1.0"]),
-        ("mistral", {"attention_bias": True}, ["attention_bias=True", "False"]),
-        ("mistral", {"layer_types": ["full_attention", *SLIDING[1:]]}, ["layer_types="]),
-        ("mistral", {"sliding_window": -1}, ["sliding_window=-1", "positive"]),
-        ("qwen2", {"layer_types": SLIDING}, ["layer_types", "sliding_window is off"]),
-        ("qwen2", {"use_mrope": True}, ["use_mrope=True", "False"]),
-        ("qwen2", {"rope_scaling": {"type": "mrope"}}, ["rope_type='mrope'", "llama3"]),
-        ("qwen2", {"dual_chunk_attention_config": {"a": 1}}, ["dual_chunk_attention_config"]),
-        ("qwen2", {"use_sliding_window": 1}, ["use_sliding_window=1", "true or false"]),
-        (
-            "qwen2",
-            {"use_sliding_window": True, "max_window_layers": -2},
-            ["max_window_layers=-2", "positive"],
-        ),
-        ("qwen3", {"layer_types": ["full_attention"]}, ["layer_types=", "2 times"]),
-        ("qwen3", {"layer_types": ["full_attention", "chunked_attention"]}, ["chunked_attention"]),
-        ("qwen3", {"hidden_act": "gelu"}, ["hidden_act='gelu'", "silu", "gelu_pytorch_tanh"]),
-        ("gemma2", {"hidden_activation": "gelu"}, ["hidden_activation='gelu'"]),
-        ("gemma2", {"hidden_act": "relu"}, ["hidden_act='relu'", "gelu_pytorch_tanh"]),
-        ("gemma2", {"use_bidirectional_attention": True}, ["use_bidirectional_attention=True"]),
-        ("gemma2", {"sliding_window": None}, ["sliding_window is off"]),
-        ("gemma2", {"query_pre_attn_scalar": 0}, ["query_pre_attn_scalar=0", "positive"]),
-        ("gemma2", {"attn_logit_softcapping": -1.0}, ["attn_logit_softcapping=-1.0", "positive"]),
-        ("gemma3_text", {"attn_logit_softcapping": 50.0}, ["attn_logit_softcapping=50.0", "None"]),
-        ("gemma3_text", {"use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
-        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, ["rope_parameters=", "in it"]),
-        (
-            "gemma3_text",
-            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
-            ["sliding_attention", "linear", "default"],
-        ),
-        ("gemma3", {}, ["model_type='gemma3'", "gemma3_text"]),
-        ("opt", {"word_embed_proj_dim": 16}, ["word_embed_proj_dim=16", "32"]),
-        ("opt", {"layer_norm_elementwise_affine": False}, ["layer_norm_elementwise_affine=False"]),
-        ("opt", {"activation_function": "gelu"}, ["activation_function='gelu'", "relu"]),
-        ("bloom", {}, ["model_type='bloom'", *FAMILIES]),
-        (["llama"], {}, ["model_type=['llama']", *FAMILIES]),
-        ("llama", {"hidden_act": ["silu"]}, ["hidden_act=['silu']"]),
-        ("llama", {"rope_scaling": "linear"}, ["rope_scaling='linear' must be an object"]),
-        ("llama", {"vocab_size": 10**12}, ["vocab_size=1000000000000 is more than"]),
-        ("llama", {"rope_theta": 10**400}, ["rope_theta=1000", "is more than"]),
-        ("gemma2", {"layer_types": [["x"], {}]}, ["layer_types=[['x'], {}]", "2 times"]),
-        ("gemma3_text", {"rope_parameters": 5}, ["rope_parameters=5", "in it"]),
-        ("gemma3_text", {"rope_parameters": ["full_attention"]}, ["rope_parameters=", "in it"]),
-    ],
-)
-def test_what_a_family_does_not_compute_is_refused_by_name(family, fields, words):
-    refused(lambda: read_config({"model_type": family, **SIZES, **fields}), *words)
-
-
-def test_parameters_of_another_model_are_not_saved(original, tmp_path):
-    model, params, _ = original
-    strange = {**params, "norm": {"weight": jnp.ones(9)}, "extra": jnp.ones(1)}
-    refused(lambda: save(tmp_path / "m", model, strange), "params", "norm.weight", "extra")
-    refused(lambda: save(tmp_path / "m", model, params, dtype="int8"), "dtype='int8'", "bfloat16")
-    assert not (tmp_path / "m").exists()
-
-
-def test_all_tensors_that_do_not_fit_are_listed_at_once(folder):
-    def damage(tensors):
-        del tensors["model.norm.weight"], tensors["model.layers.1.self_attn.q_proj.bias"]
-        tensors["model.layers.0.mlp.up_proj.weight"] = np.ones((3, 8), np.float32)
-        tensors["model.layers.0.mlp.down_proj.weight"] = np.ones((8, 12), np.int8)
-        tensors["model.layers.2.mlp.up_proj.weight"] = np.ones((12, 8), np.float32)
-
-    edit(folder, damage)
-    refused(
-        lambda: load(folder),
-        "missing model.norm.weight [8]",
-        "missing model.layers.1.self_attn.q_proj.bias [8]",
-        "model.layers.0.mlp.up_proj.weight should be [12, 8], is [3, 8]",
-        "model.layers.0.mlp.down_proj.weight is I8",
-        "unexpected model.layers.2.mlp.up_proj.weight [12, 8]",
-    )
-
-
-def test_a_head_beside_a_tied_embedding_must_equal_it(original, tmp_path):
-    model = transformer(ModelConfig(**{**vars(CONFIG), "tied": True}))
-    params = {name: value for name, value in original[1].items() if name != "head"}
-    save(tmp_path / "model", model, params)
-
-    def add_head(tensors, scale):
-        tensors["lm_head.weight"] = scale * tensors["model.embed_tokens.weight"]
-
-    edit(tmp_path / "model", functools.partial(add_head, scale=1))
-    assert_same(load(tmp_path / "model").params, params)
-    edit(tmp_path / "model", functools.partial(add_head, scale=2))
-    refused(lambda: load(tmp_path / "model"), "lm_head.weight", "tied")
-
-
-def test_rotary_tables_of_old_files_are_passed_over(original, folder):
-    def add_table(tensors):
-        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(1, np.float32)
-
-    edit(folder, add_table)
-    assert_same(load(folder).params, original[1])
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
-def test_a_pickle_is_never_opened(name, folder):
-    (folder / "model.safetensors").rename(folder / name)
-    refused(lambda: load(folder), name, "safetensors", "save_pretrained")
-
-
-@pytest.mark.parametrize("length", [0, 20, -1])
-def test_a_truncated_file_is_named(length, folder):
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:length])
-    refused(lambda: load(folder), str(file), "truncated")
-
-
-def test_shards_that_do_not_add_up_are_refused(folder):
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    single.rename(folder / "a.safetensors")
-    refused(lambda: load(folder), "no model.safetensors", "a.safetensors", "rename")
-    index.write_text("{}")
-    refused(lambda: load(folder), index.name, "weight_map")
-    rewrite(index, weight_map={"x": "a.safetensors", "y": "b.safetensors"})
-    refused(lambda: load(folder), index.name, "b.safetensors")
-    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
-    refused(lambda: load(folder), "b.safetensors", "in a.safetensors too")
-    rewrite(index, weight_map={"x": "../model/a.safetensors"})
-    refused(lambda: load(folder), index.name, "'../model/a.safetensors'")
-
-
-def test_a_folder_that_is_no_model_is_told_what_it_lacks(original, folder, tmp_path):
-    refused(lambda: load(tmp_path / "nowhere"), "source=", "nowhere", "no such folder")
-    refused(lambda: load(str(tmp_path / "nowhere")), "source=", "nowhere", "no such folder")
-    refused(lambda: load(folder / "config.json"), "source=", "is a file")
-    refused(lambda: load(folder, dtype="int8"), "dtype='int8'", "bfloat16")
-    (folder / "model.safetensors").unlink()
-    refused(lambda: load(folder), "no model.safetensors", "model.safetensors.index.json")
-    (folder / "config.json").write_text("{")
-    refused(lambda: load(folder), "config.json", "not JSON")
-    (folder / "config.json").write_text("[]")
-    refused(lambda: load(folder), "config.json", "list")
-    (folder / "config.json").unlink()
-    refused(lambda: load(folder), "source=", "no config.json", "safetensors")
-
-
-def test_a_broken_tokenizer_is_told_of_when_it_is_asked_for(folder):
-    (folder / "tokenizer.json").write_text("{}")
-    checkpoint = load(folder)
-    refused(lambda: checkpoint.tokenizer, str(folder), "tokenizer.json")
-
-
-def test_without_the_hub_a_name_is_refused_and_a_folder_is_offered(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    refused(lambda: load("nobody/nothing"), "source='nobody/nothing'", "local folder")
+def test_what_is_wrong_is_refused_in_one_line_that_names_it(function, given, begins, words):
+    with pytest.raises((ValueError, OSError)) as caught:
+        function(**given) if isinstance(given, dict) else function(*given)
+    said = str(caught.value)
+    assert said.startswith(begins) and "\n" not in said
+    assert all(word in said for word in words), said

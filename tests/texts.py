@@ -1,10 +1,10 @@
 """What texts are compared with: a mixed batch, drafters of every kind, and where two texts part."""
 
-import dataclasses
 import functools
 import inspect
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,30 +14,31 @@ from jax import Array
 
 from jspec import (
     Drafter,
-    Generation,
-    Growth,
+    DynamicTree,
+    GenerationOutput,
     LookupDrafter,
     Model,
     ModelConfig,
-    Prompts,
-    Sampling,
+    PaddedPrompts,
+    SamplingParams,
     SmallModelDrafter,
     Tree,
     autoregress,
     generate,
-    prompts,
-    sampling,
+    pad_prompts,
     transformer,
+    verify,
 )
-from jspec.core.penalties import recall
-from jspec.core.sampling import noise, warp
+from jspec.core.penalties import init_counts
+from jspec.core.sampling import process_logits, sample_noise
+from jspec.decode import autoregress_program, budget, generate_program
 from jspec.draft.feature_head import FeatureDrafter
 from jspec.models.eagle3 import Eagle3, eagle3
 from jspec.models.heads import Head, HeadParams, fspad
 from jspec.models.protocol import Params
-from jspec.models.transformer import observed
+from jspec.models.transformer import with_hidden_states
 
-TOKENS = 256
+TOKENS = 128
 CONTEXT = 512
 VOCABULARY = 61
 NEAR_TIE = 1e-3
@@ -46,17 +47,45 @@ CUTS = (
     {},
     {"top_k": 5},
     {"top_p": 0.8},
-    {"min_p": 0.1, "bias": {7: 1.5, 11: -np.inf}},
-    {"repetition": 1.2, "presence": 0.5, "frequency": 0.2, "minimum": 40},
+    {"min_p": 0.1, "logit_bias": {7: 1.5, 11: -np.inf}},
+    {
+        "repetition_penalty": 1.2,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.2,
+        "min_new_tokens": 40,
+    },
 )
-# As many as there are in a real list of stops, so that one compiled program serves both.
-NO_STOPS = (-1, -1)
+# Of long texts: machine code that is compiled in twice the time runs in a fifth.
+OPTIMISED = {"xla_backend_optimization_level": 1}
+
+
+def compiled_again(decode: Callable, **options: Any) -> Callable:
+    """`generate` or `autoregress` under a jit of its own, which traces what was replaced in it."""
+    program = {generate: generate_program, autoregress: autoregress_program}[decode].__wrapped__
+
+    def again(*args: Any, **kwargs: Any) -> GenerationOutput:
+        return program(*args, **kwargs)
+
+    compiled = jax.jit(again, static_argnames=("target", "drafter", "rule", "room"), **options)
+
+    def run(*arrays: Any, target: Model, max_new_tokens: int, **models: Any) -> GenerationOutput:
+        most, room = budget(max_new_tokens, arrays[-3], target)
+        if "drafter" in models:
+            models["rule"] = verify.get(models.get("rule", "coupled"))
+        return compiled(*arrays, most, target=target, **models, room=room)
+
+    return run
+
+
+write = compiled_again(generate, compiler_options=OPTIMISED)
+write_plain = compiled_again(autoregress, compiler_options=OPTIMISED)
+NO_STOPS = ()
 
 
 class Batch(NamedTuple):
-    prompts: Prompts
+    prompts: PaddedPrompts
     keys: Array
-    sampling: Sampling
+    sampling: SamplingParams
 
 
 class Candidate(NamedTuple):
@@ -83,14 +112,14 @@ def near(params: Params, key: Array, distance: float) -> Params:
 def candidates(target: Model, params: Params) -> dict[str, Candidate]:
     other = transformer(
         ModelConfig(
-            vocabulary=67,  # the target's, filled up
-            width=16,
-            feedforward=24,
-            layers=1,
-            heads=2,
-            kv_heads=2,
-            channels=8,
-            context=CONTEXT,
+            vocab_size=67,  # the target's, filled up
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=CONTEXT,
         )
     )
     cousin = jax.jit(near)(params, jax.random.key(12), 0.2)
@@ -104,35 +133,35 @@ def candidates(target: Model, params: Params) -> dict[str, Candidate]:
         "paths": Candidate(SmallModelDrafter(target, Tree.from_paths(paths)), cousin),
         "head": headed(fspad(one_layer(target)), target, params, Tree.branching((2, 2, 1))),
         "eagle-3": headed(few_tokens(target), target, params, Tree.branching((2, 2, 1))),
-        "grown small": Candidate(SmallModelDrafter(target, Growth(3, 3, 8)), cousin),
-        "grown head": headed(fspad(one_layer(target)), target, params, Growth(4, 3, 16)),
-        "look-up chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
-        "look-up fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
+        "grown small": Candidate(SmallModelDrafter(target, DynamicTree(3, 3, 8)), cousin),
+        "grown head": headed(fspad(one_layer(target)), target, params, DynamicTree(4, 3, 16)),
+        "lookup chain": Candidate(LookupDrafter(Tree.chain(4)), ()),
+        "lookup fork": Candidate(LookupDrafter(Tree.fork(2, 3)), ()),
     }
 
 
 def one_layer(target: Model) -> ModelConfig:
-    return dataclasses.replace(target.config, layers=1)
+    return replace(target.config, num_hidden_layers=1)
 
 
 def few_tokens(target: Model) -> Eagle3:
     """EAGLE-3's head that reads the ends and the middle of the target, and has two of three of its
     tokens."""
-    layers = 0, target.config.layers // 2, target.config.layers
-    kept = target.config.vocabulary * 2 // 3
-    return eagle3(one_layer(target), layers=layers, draft_vocabulary=kept)
+    layers = 0, target.config.num_hidden_layers // 2, target.config.num_hidden_layers
+    kept = target.config.vocab_size * 2 // 3
+    return eagle3(one_layer(target), layers=layers, draft_vocab_size=kept)
 
 
-def headed(head: Head, target: Model, params: Params, tree: Tree | Growth) -> Candidate:
+def headed(head: Head, target: Model, params: Params, tree: Tree | DynamicTree) -> Candidate:
     """A fresh head, whose tokens, where it has fewer, lie here and there among the target's."""
     own = jax.jit(head.init)(jax.random.key(14))
-    target = observed(target, head.layers)
+    target = with_hidden_states(target, head.layers)
     return Candidate(FeatureDrafter(head, target, tree), HeadParams(own, params, _offsets(head)))
 
 
 def _offsets(head: Head) -> Array | None:
-    vocabulary = head.config.vocabulary
-    kept = getattr(head.module, "draft_vocabulary", vocabulary)
+    vocabulary = head.config.vocab_size
+    kept = getattr(head.module, "draft_vocab_size", vocabulary)
     if kept == vocabulary:
         return None
     tokens = np.random.default_rng(15).permutation(vocabulary)[:kept]
@@ -147,25 +176,25 @@ def mixed_batch(seed: int = 21) -> Batch:
     lengths[0] = 1  # nothing to commit before the first round
     rows = [rng.integers(0, VOCABULARY, length).tolist() for length in lengths]
     return Batch(
-        prompts(rows, context=CONTEXT, tokens=TOKENS),
+        pad_prompts(rows, context_length=CONTEXT, max_new_tokens=TOKENS),
         jax.random.split(jax.random.key(seed), len(rows)),
         settings(
             [{"temperature": temperature, **cut} for temperature, cut in combinations],
-            stops=NO_STOPS,
+            stop_token_ids=NO_STOPS,
         ),
     )
 
 
-def settings(rows: Sequence[dict[str, Any]], **shared: Any) -> Sampling:
-    """One `Sampling` of rows that each say what they want, and have the default for the rest."""
+def settings(rows: Sequence[dict[str, Any]], **shared: Any) -> SamplingParams:
+    """`SamplingParams` of rows that each say what they want, and have the default for the rest."""
     defaults = {
         name: parameter.default
-        for name, parameter in inspect.signature(sampling).parameters.items()
-        if name not in ("batch", "vocabulary", *shared)
+        for name, parameter in inspect.signature(SamplingParams.create).parameters.items()
+        if name not in ("batch", "vocab_size", *shared)
     }
     asked = {name: [row.get(name, rest) for row in rows] for name, rest in defaults.items()}
-    asked["bias"] = [row or {} for row in asked["bias"]]
-    return sampling(len(rows), **asked, **shared, vocabulary=VOCABULARY)
+    asked["logit_bias"] = [row or {} for row in asked["logit_bias"]]
+    return SamplingParams.create(len(rows), **asked, **shared, vocab_size=VOCABULARY)
 
 
 def rows_of(tree: Any, index: Any) -> Any:
@@ -173,14 +202,20 @@ def rows_of(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-def plain_text(target: Model, params: Params, batch: Batch, tokens: int = TOKENS) -> Generation:
-    return autoregress(params, *batch, target=target, tokens=tokens)
+def plain_text(
+    target: Model,
+    params: Params,
+    batch: Batch,
+    tokens: int = TOKENS,
+    decode: Callable = write_plain,
+) -> GenerationOutput:
+    return decode(params, *batch, target=target, max_new_tokens=tokens)
 
 
 def stopping(batch: Batch, stops: Any) -> Batch:
-    """The same with the same stops for every row."""
-    stops = jnp.broadcast_to(jnp.asarray(stops, jnp.int32), (len(batch.keys), len(stops)))
-    return batch._replace(sampling=batch.sampling.replace(stops=stops))
+    """The same with the same stop tokens for every row."""
+    stops = SamplingParams.create(len(batch.keys), stop_token_ids=stops).stop_token_ids
+    return batch._replace(sampling=replace(batch.sampling, stop_token_ids=stops))
 
 
 def speculative_text(
@@ -189,25 +224,16 @@ def speculative_text(
     batch: Batch,
     draft: Candidate,
     tokens: int = TOKENS,
-    decode: Callable = generate,
-) -> Generation:
+    decode: Callable = write,
+) -> GenerationOutput:
     return decode(
         params,
         draft.params,
         *batch,
         target=getattr(draft.drafter, "target", target),  # which shows what it reads
         drafter=draft.drafter,
-        tokens=tokens,
+        max_new_tokens=tokens,
     )
-
-
-def compiled_afresh(function: Callable, *statics: str) -> Callable:
-    """`function` under a jit of its own, so that what was replaced in it is traced."""
-
-    def again(*args, **kwargs):
-        return function(*args, **kwargs)
-
-    return jax.jit(again, static_argnames=statics)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
@@ -225,7 +251,7 @@ def scores(
     prompt: Array,
     length: Array,
     keys: Array,
-    sampling: Sampling,
+    sampling: SamplingParams,
     *,
     model: Model,
 ) -> Array:
@@ -234,18 +260,18 @@ def scores(
     last = jnp.take_along_axis(
         teach(params, tokens, model=model), length[:, None, None] - 1, axis=1
     )
-    dice = noise(keys, length[:, None], last.shape[-1], sampling)
-    history = recall(tokens, prompt, length, vocabulary=last.shape[-1])
-    return (warp(last, sampling, history) + dice)[:, 0]
+    noise = sample_noise(keys, length[:, None], last.shape[-1], sampling)
+    history = init_counts(tokens, prompt, length, vocab_size=last.shape[-1])
+    return (process_logits(last, sampling, history) + noise)[:, 0]
 
 
 def disagreements(
-    target: Model, params: Params, batch: Batch, left: Generation, right: Generation
+    target: Model, params: Params, batch: Batch, left: GenerationOutput, right: GenerationOutput
 ) -> tuple[int, list[str]]:
     """How many rows part at a near-tie, and a line for each that parts anywhere else.
 
     At the first token that differs both texts had the same context, so both tokens have a score
-    there: the warped logits of a pass of its own, and the noise.
+    there: the processed logits of a pass of its own, and the noise.
     """
     ties, parted = 0, []
     for row in range(len(left.length)):

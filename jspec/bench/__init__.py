@@ -1,1 +1,1 @@
-"""Measurements: what is run, how it is timed, whom it is held against, and how it is shown."""
+"""Measurements: what runs, how it is timed, what it is compared with, and how it is reported."""

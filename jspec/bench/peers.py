@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jspec.bench.metrics import RoundCounts
 from jspec.bench.suite import Workload
 from jspec.bench.timing import Run
 
@@ -19,13 +20,14 @@ NO_TORCH = "against_transformers needs PyTorch, which is not installed: pip inst
 
 
 class Peer:
-    """One way of transformers to write, with a number of threads; a `Runner`."""
+    """A generation method of transformers with a number of threads; a `Runner`."""
 
     def __init__(self, name: str, threads: int, model: Any, assistant: Any, work: Workload) -> None:
         self.name = label(name, threads)
         self._threads, self._model, self._assistant, self._work = threads, model, assistant, work
 
     def __call__(self, batch: int, temperature: float) -> Run:
+        """`Runner.__call__`."""
         import torch
 
         torch.set_num_threads(self._threads)
@@ -39,7 +41,7 @@ class Peer:
         passes = _Passes(self._model)
         started = time.perf_counter()
         with torch.inference_mode(), passes:
-            written = self._model.generate(
+            output = self._model.generate(
                 tokens,
                 attention_mask=torch.ones_like(tokens),
                 do_sample=temperature > 0,
@@ -47,10 +49,11 @@ class Peer:
                 **options,
             )
         seconds = time.perf_counter() - started
-        new = written[:, length:].numpy().astype(np.int32)
+        new = output[:, length:].numpy().astype(np.int32)
         if new.shape[1] != self._work.tokens:
             raise RuntimeError(f"{self.name} wrote {new.shape[1]} of {self._work.tokens} tokens")
-        return Run(seconds, new, passes.count * len(new))
+        counts = RoundCounts(rounds=passes.count * len(new), tokens=new.size)
+        return Run(seconds, new, counts)
 
 
 class _Passes:
@@ -70,37 +73,39 @@ class _Passes:
 
 
 def peers(target: Path, drafts: Sequence[tuple[str, Path]], work: Workload) -> list[Peer]:
-    """Every way and number of threads, each run once so that nothing is made during timing.
+    """Every method with every number of threads, each run once so that nothing is built during
+    timing.
 
     Args:
-      target: a Hugging Face folder; drafts: names and folders of the assistants.
+      target: a Hugging Face folder.
+      drafts: names and folders of the assistants.
       work: batches of one row where there are drafts: assisted generation takes no more.
     """
     check_torch()
     if any(int(p.length.min()) != int(p.length.max()) for p in work.batches):
-        raise ValueError("prompts of several lengths in a batch: transformers is given them equal")
+        raise ValueError("prompts of several lengths in a batch: give transformers equal ones")
     model = _load(target)
-    ways = [Peer(PLAIN, threads, model, None, work) for threads in THREADS]
+    found = [Peer(PLAIN, threads, model, None, work) for threads in THREADS]
     if work.rows == 1:
         for name, folder in drafts:
             assistant = _load(folder)
             named = f"{ASSISTED} {name}"
-            ways += [Peer(named, threads, model, assistant, work) for threads in THREADS]
-    for way in ways:
-        way(0, 0.0)
-    return ways
+            found += [Peer(named, threads, model, assistant, work) for threads in THREADS]
+    for peer in found:
+        peer(0, 0.0)
+    return found
 
 
 def label(name: str, threads: int) -> str:
-    """What a way with a number of threads is called in tables."""
+    """The name in tables of a method with a number of threads."""
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def way(method: str) -> str | None:
-    """The way that a label stands for, whatever the number of threads; None for other methods."""
-    if not method.startswith((PLAIN, ASSISTED)):
+def peer_method(label: str) -> str | None:
+    """A label without its number of threads; None for methods that are not transformers'."""
+    if not label.startswith((PLAIN, ASSISTED)):
         return None
-    return method.rpartition(", ")[0]
+    return label.rpartition(", ")[0]
 
 
 def check_torch() -> None:
@@ -112,7 +117,7 @@ def check_torch() -> None:
 
 
 def _load(folder: Path) -> Any:
-    """A model in float32 that writes until it is told to stop, past every end of text."""
+    """A model in float32 that does not stop at an end of text."""
     import torch
     import transformers
 

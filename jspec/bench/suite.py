@@ -1,59 +1,71 @@
-"""What is run: methods, compiled once each, on the same prompts, keys and weights."""
+"""What is measured: methods, compiled once each, on the same prompts, keys and weights."""
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jspec.bench.drafts import Draft
-from jspec.bench.stops import admit, stopping
-from jspec.bench.timing import Run
-from jspec.core.candidates import Draws, Rule
-from jspec.core.prompts import Prompts, prompts
-from jspec.core.sampling import Sampling, sampling
+from jspec.bench.metrics import round_counts
+from jspec.bench.timing import PLAIN, Run
+from jspec.core.candidates import Rule
+from jspec.core.prompts import PaddedPrompts, pad_prompts
+from jspec.core.sampling import SamplingParams
+from jspec.core.tree import Tree
 from jspec.core.tree_text import read_tree
-from jspec.decode import Generation, autoregress, generate
+from jspec.decode import GenerationOutput, autoregress_program, budget, generate_program
+from jspec.draft.draft import Draft
+from jspec.draft.early_stopping import check_drafter
 from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
+from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Model, Params
-from jspec.verify import by_confidence, coupled, one_sample
-
-PLAIN = "plain"
-# The rules under which text is plain decoding's, and not only of its law.
-PLAIN_TEXT = (coupled, by_confidence, one_sample)
+from jspec.verify import coupled
+from jspec.zoo.prompts import held_out_prompts, out_of_domain_prompts
 
 
-def as_it_is(target: Model) -> Model:
+def same_model(target: Model) -> Model:
     """For drafters that read nothing of a target but its tokens."""
     return target
 
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A way to decode: plain where `drafter` is None. `reading` makes of a target the one to run,
-    which shows what the drafter reads of it."""
+    """How text is decoded: plainly where `drafter` is None.
+
+    >>> Method("plain").lossy
+    False
+
+    Attributes:
+      draft: the drafter's parameters.
+      reading: gives the target that is run, which returns the hidden states that the drafter reads.
+    """
 
     name: str
     drafter: Drafter | None = None
     draft: Params = ()
     rule: Rule = coupled
-    reading: Callable[[Model], Model] = as_it_is
+    reading: Callable[[Any], Any] = same_model
 
     @property
     def lossy(self) -> bool:
         """Whether it may write what plain decoding would not."""
-        return self.drafter is not None and self.drafter.draws is Draws.TARGET
+        return self.drafter is not None and self.drafter.undrafted_levels > 0
 
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """What all methods do: `batches` of prompts, each with its `keys` `[B]`, to go on from."""
+    """What all methods do: continue `batches` of prompts by `tokens` each.
 
-    batches: tuple[Prompts, ...]
+    Attributes:
+      keys: of each batch `[B]`, of the noise.
+    """
+
+    batches: tuple[PaddedPrompts, ...]
     keys: tuple[jax.Array, ...]
     tokens: int
 
@@ -62,64 +74,115 @@ class Workload:
         """B."""
         return len(self.batches[0].length)
 
-    def together(self) -> tuple[Prompts, jax.Array]:
-        """All prompts as one batch, and their keys."""
+    def as_one_batch(self) -> tuple[PaddedPrompts, jax.Array]:
+        """All prompts, and their keys."""
         batches = zip(self.batches, self.keys, strict=True)
         return jax.tree.map(lambda *x: jnp.concatenate(x), *batches)
 
-    def sampling(self, temperature: float) -> Sampling:
+    def sampling(self, temperature: float) -> SamplingParams:
         """The same for every row."""
-        return sampling(self.rows, temperature=temperature)
+        return SamplingParams.create(self.rows, temperature=temperature)
 
 
 def workload(
     rows: Sequence[Sequence[int]], *, batch: int, tokens: int, context: int, seed: int
 ) -> Workload:
-    """Prompts in batches of `batch` rows, all of one width, so that one program serves them."""
+    """Prompts in batches of `batch` rows, all of one width, so that one program serves them.
+
+    Raises `ValueError` where `batch` does not divide the number of prompts.
+    """
     if batch < 1 or len(rows) % batch:
         raise ValueError(f"batch={batch}: it must divide the number of prompts, {len(rows)}")
     keys = jax.random.split(jax.random.key(seed), len(rows))
     starts = range(0, len(rows), batch)
     return Workload(
         batches=tuple(
-            prompts(rows[start : start + batch], context=context, tokens=tokens) for start in starts
+            pad_prompts(rows[start : start + batch], context_length=context, max_new_tokens=tokens)
+            for start in starts
         ),
         keys=tuple(keys[start : start + batch] for start in starts),
         tokens=tokens,
     )
 
 
+def held_out_work(
+    target: Checkpoint,
+    *,
+    prompts: int,
+    prompt_length: int,
+    batch: int,
+    tokens: int,
+    seed: int,
+    prose: bool = False,
+) -> Workload:
+    """Held-out code to continue, or prose, which the zoo was not trained on."""
+    cut = out_of_domain_prompts if prose else held_out_prompts
+    return workload(
+        cut(target.tokenizer, prompts, prompt_length),
+        batch=batch,
+        tokens=tokens,
+        context=target.model.config.max_position_embeddings,
+        seed=seed,
+    )
+
+
 def drafted(
-    name: str,
-    draft: Draft,
-    tree: str,
-    context: int,
-    rule: Rule = coupled,
-    stop: str | None = None,
+    name: str, draft: Draft, tree: str, context: int, rule: Rule = coupled, stop: str | None = None
 ) -> Method:
-    """Speculation by a draft over a tree; it and what stops drafting early are given as text."""
-    drafter, params = stopping(draft, draft.drafter(read_tree(tree, context)), stop)
+    """Speculation by a draft over a tree; the tree and what stops drafting early are text."""
+    drafter, params = draft.stopping_drafter(read_tree(tree, context), stop)
     return Method(name, drafter, params, rule, draft.reading)
 
 
 def lookup(name: str, tree: str, context: int, rule: Rule = coupled) -> Method:
-    """Speculation by prompt look-up."""
+    """Speculation by prompt lookup."""
     return Method(name, LookupDrafter(read_tree(tree, context)), rule=rule)
 
 
-def admitted(methods: Sequence[Method]) -> list[Method]:
-    """Those whose rule is exact for what they guess; raises what the last one lacks if none is."""
-    kept, refusal = [], None
+def methods_under(
+    rule: Rule,
+    drafts: Mapping[str, Draft],
+    *,
+    trees: Sequence[str],
+    lookups: Sequence[str],
+    stops: Sequence[str],
+    context: int,
+    suffix: str = "",
+) -> list[Method]:
+    """Every draft over every tree, to the leaves and stopped early, and every prompt lookup.
+
+    Args:
+      stops: what stops drafting early along static trees.
+      suffix: what names end in.
+    """
+
+    def endings(tree: str) -> tuple[str | None, ...]:
+        return (None, *(stops if isinstance(read_tree(tree, context), Tree) else ()))
+
+    found = [
+        drafted(
+            " ".join(filter(None, (name, tree, stop))) + suffix, draft, tree, context, rule, stop
+        )
+        for name, draft in drafts.items()
+        for tree in trees
+        for stop in endings(tree)
+    ]
+    return [*found, *(lookup(f"lookup {tree}{suffix}", tree, context, rule) for tree in lookups)]
+
+
+def compatible(methods: Sequence[Method]) -> list[Method]:
+    """Those whose rule is exact for their candidates; raises the last refusal if none is."""
+    found, refusal = [], None
     for method in methods:
         try:
-            admit(method.rule, method.drafter)
+            check_drafter(method.rule, method.drafter)
         except ValueError as error:
             refusal = error
         else:
-            kept.append(method)
-    if methods and not kept:
+            found.append(method)
+    if methods and not found:
         raise refusal
-    return kept
+    return found
 
 
 class Program:
@@ -127,16 +190,19 @@ class Program:
 
     def __init__(self, method: Method, target: Model, params: Params, work: Workload) -> None:
         self.name, self.method, self.params, self.work = method.name, method, params, work
+        self.most, self.room = budget(work.tokens, work.batches[0], target)
         started = time.perf_counter()
         if method.drafter is None:
-            lowered = autoregress.lower(*self._arguments(0, 0.0), target=target, tokens=work.tokens)
+            lowered = autoregress_program.lower(
+                *self._arguments(0, 0.0), target=target, room=self.room
+            )
         else:
-            lowered = generate.lower(
+            lowered = generate_program.lower(
                 *self._arguments(0, 0.0),
                 target=method.reading(target),
                 drafter=method.drafter,
                 rule=method.rule,
-                tokens=work.tokens,
+                room=self.room,
             )
         self._compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - started
@@ -148,24 +214,23 @@ class Program:
         return other
 
     def __call__(self, batch: int, temperature: float) -> Run:
+        """`Runner.__call__`."""
         arguments = self._arguments(batch, temperature)
         started = time.perf_counter()
         generation = jax.block_until_ready(self._compiled(*arguments))
         seconds = time.perf_counter() - started
-        rounds, kept = int(generation.rounds.sum()), np.asarray(generation.kept_by_depth)
-        return Run(
-            seconds,
-            np.asarray(generation.tokens),
-            rounds,
-            kept=int(kept[:, 1:].sum()),
-            most=int(kept[:, 0].sum()) * (kept.shape[1] - 1),
-            levels=int(generation.levels.sum()),
-            waited=int(generation.waited.sum()),
-        )
+        tokens = np.asarray(generation.tokens)[:, : self.work.tokens]
+        return Run(seconds, tokens, round_counts(generation))
 
-    def write(self, batch: int, temperature: float) -> Generation:
-        """What the method writes, untimed."""
-        return self._compiled(*self._arguments(batch, temperature))
+    def write(self, batch: int, temperature: float) -> GenerationOutput:
+        """What the method writes, untimed: `[B, T]` of the workload's `tokens`."""
+        output = self._compiled(*self._arguments(batch, temperature))
+        count = self.work.tokens
+        return replace(
+            output,
+            tokens=output.tokens[:, :count],
+            is_draft_token=output.is_draft_token[:, :count],
+        )
 
     def _arguments(self, batch: int, temperature: float) -> tuple:
         draft = () if self.method.drafter is None else (self.method.draft,)
@@ -175,4 +240,10 @@ class Program:
             self.work.batches[batch],
             self.work.keys[batch],
             self.work.sampling(temperature),
+            self.most,
         )
+
+
+def plain_program(target: Checkpoint, work: Workload) -> Program:
+    """Plain decoding of a workload."""
+    return Program(Method(PLAIN), target.model, target.params, work)

@@ -1,4 +1,4 @@
-"""`jspec decide`: teaches a network when a draft should stop, and says how well it knows."""
+"""`jspec decide`: trains a network that stops drafting early, and measures its calibration."""
 
 import math
 import os
@@ -7,145 +7,171 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jspec.bench import settings
-from jspec.cli.held_out import check_counts, check_seed, check_temperatures
-from jspec.cli.pair import Dtype, find_draft, read_target
+from jspec.cli.models import Dtype, load_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, Verb
+from jspec.core.checks import check_counts, check_distinct, check_seed, check_temperatures
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from jspec.bench.calibration import Calibration
     from jspec.bench.suite import Workload
-    from jspec.distill.decision import Taught
-    from jspec.draft.stop_networks import Network
     from jspec.formats.huggingface import Checkpoint
+    from jspec.training.stop_network import TrainedNetwork
 
 RESULTS = "calibration.json"
 
 
 @dataclass(kw_only=True)
 class Decide(Verb):
-    """Teach a network when drafting further is worth it, on what the target writes itself."""
+    """Train a network that says when to stop drafting, on text that the target generates."""
 
     target: str = settings.TARGET
     """zoo:target, a local Hugging Face folder, or a hub name."""
     draft: str = settings.DRAFT
     """The small model, or the head made for the target, that is to stop."""
-    kind: Literal["hidden", "law"] = "hidden"
-    """What is kept: the network that reads the draft's hidden state, or the one that reads its law.
-    """
+    kind: Literal["hidden", "distribution"] = "hidden"
+    """Which network to keep: the one that reads the draft's hidden state, or the one that reads its
+    distribution."""
     temperatures: tuple[float, ...] = (0.0, 0.7, 1.0)
-    """Those that will be served: the target writes at each."""
+    """Those of later use: the target generates at each."""
     prompts: int = 64
-    """How many, of code that the zoo learned from; one in eight as many is for validation."""
+    """How many, of code that the zoo was trained on; one eighth as many more are for validation."""
     prompt_length: int = 64
     """Tokens of each."""
-    tokens: int = 128
-    """New tokens of each, at each temperature: as many guesses to learn from."""
-    batch: int = 8
-    """Prompts gone on with together."""
+    max_new_tokens: int = 128
+    """New tokens of each, at each temperature: as many draft tokens to learn from."""
+    batch_size: int = 8
+    """Prompts that are continued together."""
     epochs: int = 10
-    """Passes over all guesses; the best by validation is kept."""
+    """Passes over all draft tokens; the best by validation is kept."""
     threshold: float = 0.4
-    """Drafting goes on for as long as the network gives a guess more than this."""
+    """Drafting continues for as long as the network gives a draft token more than this."""
     output: Path = Path("runs/decision")
-    """Where to: a folder of its own, or the draft's, where --stop network finds it."""
+    """Where to: a new folder, or the draft's, where --stop-drafting network finds it."""
     dtype: Dtype = "float32"
     """Of the models' weights and computation."""
     seed: int = settings.SEED
-    """Of the noise, the network's first weights, and the order of the guesses."""
+    """Of the noise, the network's first weights, and the order of the draft tokens."""
 
     def run(self) -> int:
+        """Trains both networks, and writes one of them."""
+        from jspec.draft.draft import load_draft
         from jspec.formats.decision import Decision, save_decision
-        from jspec.studies import decision, decision_figures
+        from jspec.studies.multi_candidate import decision
+        from jspec.training.stop_network import gather, train_both
 
         self._check()
-        target = read_target(self.target, self.dtype)
-        draft = find_draft(self.draft, target, self.dtype)
+        target = load_target(self.target, self.dtype)
+        draft = load_draft(self.draft, target, dtype=self.dtype)
+        if draft.checkpoint is None:
+            raise ValueError(
+                f"draft={self.draft!r}: it has no logits to learn from, so name a model or a head"
+            )
         parts = self._workloads(target)
         pieces = len(self.temperatures) * sum(len(work.batches) for work in parts)
         with steps(pieces + 2 * self.epochs) as tick:
-            seen, held_out = (
-                decision.gather(target, draft, work, self.temperatures, tick) for work in parts
+            training, held_out = (
+                gather(
+                    target.params,
+                    zip(work.batches, work.keys, strict=True),
+                    self.temperatures,
+                    target=target.model,
+                    states=draft.hidden_and_logits,
+                    max_new_tokens=work.tokens,
+                    tick=tick,
+                )
+                for work in parts
             )
-            pupils = decision.teach_both(
-                seen,
+            networks = train_both(
+                training,
                 held_out,
-                width=draft.width,
-                threshold=self.threshold,
+                width=draft.hidden_size,
                 epochs=self.epochs,
                 seed=self.seed,
                 tick=tick,
             )
-        found = list(decision.calibrations(held_out, pupils))
-        network, taught = pupils[self.kind]
-        save_decision(self.output, Decision(network, taught.params, draft.width, self.temperatures))
-        pictures = [file for file, _ in decision_figures.draw(found, self.output)]
-        self._report(network, taught, parts, found, pictures)
+        best = networks[self.kind]
+        found = list(decision.calibrations(held_out, networks))
+        save_decision(
+            self.output,
+            Decision(
+                best.network, best.params, draft.hidden_size, self.temperatures, self.threshold
+            ),
+        )
+        pictures = [file for file, _ in decision.draw(found, self.output)]
+        self._report(best, parts, found, pictures)
         return DONE
 
     def _check(self) -> None:
         from jspec.draft.stopping import check_threshold
 
-        check_counts(prompts=self.prompts, tokens=self.tokens, batch=self.batch, epochs=self.epochs)
+        check_counts(
+            prompts=self.prompts,
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+        )
         if self.prompt_length < 2:
             raise ValueError(f"prompt_length={self.prompt_length}: must be at least 2")
         check_seed(self.seed)
         check_threshold(self.threshold)
         check_temperatures(self.temperatures)
-        if len(set(self.temperatures)) < len(self.temperatures):
-            twice = " ".join(map(str, self.temperatures))
-            raise ValueError(f"temperatures={twice} names one twice: give each once")
+        check_distinct(temperatures=self.temperatures)
         # Before the work, and not after it.
         self.output = Path(os.path.expanduser(self.output))
         if self.output.exists() and not self.output.is_dir():
             raise FileExistsError(f"output={str(self.output)!r} is a file: name a folder")
 
     def _workloads(self, target: "Checkpoint") -> "list[Workload]":
-        """Prompts to learn from, and those of other texts to validate by."""
+        """Prompts for training, and those of other texts for validation."""
         from jspec.bench.suite import workload
         from jspec.zoo.prompts import training_prompts
 
-        told, kept = training_prompts(target.tokenizer, self.prompts, self.prompt_length)
-        sizes = self.batch, math.gcd(self.batch, len(kept))
+        training, held_out = training_prompts(target.tokenizer, self.prompts, self.prompt_length)
+        if len(training) % self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size}: it must divide the number of prompts, "
+                f"{len(training)}"
+            )
+        sizes = self.batch_size, math.gcd(self.batch_size, len(held_out))
         return [
             workload(
                 rows,
-                batch=batch,
-                tokens=self.tokens,
-                context=target.model.config.context,
+                batch=size,
+                tokens=self.max_new_tokens,
+                context=target.model.config.max_position_embeddings,
                 seed=(self.seed + place) % 2**32,
             )
-            for place, (rows, batch) in enumerate(zip((told, kept), sizes, strict=True))
+            for place, (rows, size) in enumerate(zip((training, held_out), sizes, strict=True))
         ]
 
     def _report(
         self,
-        network: "Network",
-        taught: "Taught",
+        best: "TrainedNetwork",
         parts: "list[Workload]",
         found: "list[Calibration]",
         pictures: list[str],
     ) -> None:
         """A table on stderr or one object on stdout, and the numbers beside the network."""
-        from jspec.bench.machine import machine
+        from jspec.bench.timing import machine
         from jspec.formats.folder import write_json
 
-        guesses, validated = (
+        learned, validated = (
             len(work.batches) * work.rows * work.tokens * len(self.temperatures) for work in parts
         )
         record = {
             "target": self.target,
             "draft": self.draft,
             "kind": self.kind,
-            "sizes": list(network.sizes),
+            "sizes": list(best.network.sizes),
             "threshold": self.threshold,
             "temperatures": list(self.temperatures),
-            "guesses": guesses,
-            "validated": validated,
-            "losses": taught.losses,
-            "best_epoch": taught.best,
+            "draft_tokens": learned,
+            "held_out_draft_tokens": validated,
+            "losses": best.losses,
+            "best_epoch": best.best_epoch,
             "calibration": [one.record() for one in found],
             "seed": self.seed,
             "machine": machine(),
@@ -157,25 +183,25 @@ class Decide(Verb):
         screen = console()
         screen.print(_table(found))
         screen.print(
-            f"{self.kind} network of {len(network.sizes) - 1} layers, {guesses:,} guesses to learn "
-            f"from and {validated:,} to validate by; {taught.losses[taught.best - 1]:.3f} nats a "
-            f"guess after epoch {taught.best}, kept in {self.output} with {RESULTS}, "
-            f"{' and '.join(pictures)}",
+            f"{self.kind} network of {len(best.network.sizes) - 1} layers, {learned:,} draft "
+            f"tokens to learn from and {validated:,} for validation; cross-entropy "
+            f"{best.losses[best.best_epoch - 1]:.3f} nats per draft token after epoch "
+            f"{best.best_epoch}; written to {self.output} with {RESULTS}, {' and '.join(pictures)}",
             soft_wrap=True,
         )
 
 
 def _table(found: "list[Calibration]") -> "Table":
-    """Errors and accuracies on texts for validation, a line for each that foretells."""
+    """Errors and accuracies on texts for validation, a line for each predictor."""
     from rich.table import Table
 
-    grid = Table(title="Guesses foretold, on texts for validation", title_justify="left")
+    grid = Table(title="Accepted draft tokens, predicted on held-out text", title_justify="left")
     grid.title_style = "bold"
-    for name in ("foretold by", "kept by"):
+    for name in ("predicted by", "accepted by"):
         grid.add_column(name)
-    for name in ("T", "kept", "calibration error", "accuracy"):
+    for name in ("T", "acceptance rate", "calibration error", "accuracy"):
         grid.add_column(name, justify="right")
     for one in found:
-        numbers = (f"{x:.3f}" for x in (one.kept, one.error, one.accuracy))
+        numbers = (f"{x:.3f}" for x in (one.accepted, one.error, one.accuracy))
         grid.add_row(one.name, one.rule, f"{one.temperature:g}", *numbers)
     return grid

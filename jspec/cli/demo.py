@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from jspec.bench import settings
-from jspec.cli.pair import find_draft, read_target
+from jspec.cli.models import load_target
 from jspec.cli.screen import console, emit, steps
 from jspec.cli.verb import DONE, FAILED, Verb
 
 if TYPE_CHECKING:
     from jspec.bench.agreement import Difference
-    from jspec.bench.drafts import Draft
     from jspec.bench.suite import Program, Workload
-    from jspec.bench.summary import Row
-    from jspec.bench.timing import Sample
+    from jspec.bench.timing import MethodResult, Sample
+    from jspec.draft.draft import Draft
     from jspec.formats.huggingface import Checkpoint
 
-METHODS = ("chain", "tree", "head", "look-up")
-GUESSED, SUPPLIED = "green", "bold black on yellow"
+METHODS = ("chain", "tree", "head", "lookup")
+# How tokens of the draft and of the target look.
+DRAFTED, BONUS = "green", "bold black on yellow"
 
 
 @dataclass(kw_only=True)
@@ -28,18 +28,17 @@ class Demo(Verb):
     """Decode held-out code with the zoo, plainly and speculatively, and compare."""
 
     def run(self) -> int:
+        """Decodes, and shows what was found."""
         from jspec.bench.agreement import differences
-        from jspec.bench.suite import PLAIN, workload
-        from jspec.bench.summary import summarise
-        from jspec.bench.timing import interleave
+        from jspec.bench.suite import workload
+        from jspec.bench.timing import PLAIN, interleave, summarise
+        from jspec.draft.draft import load_draft
         from jspec.zoo.prompts import held_out_prompts
 
-        target = read_target(settings.TARGET, "float32")
-        draft, head = (
-            find_draft(name, target, "float32") for name in (settings.DRAFT, settings.HEAD)
-        )
+        target = load_target(settings.TARGET, "float32")
+        draft, head = (load_draft(name, target) for name in (settings.DRAFT, settings.HEAD))
         rows = held_out_prompts(target.tokenizer, settings.DEMO_PROMPTS, settings.PROMPT_LENGTH)
-        context = target.model.config.context
+        context = target.model.config.max_position_embeddings
         work = workload(rows, batch=1, tokens=settings.TOKENS, context=context, seed=settings.SEED)
         repetitions, temperatures = settings.DEMO_REPETITIONS, settings.TEMPERATURES
         runs = repetitions * len(temperatures) * len(work.batches)
@@ -68,7 +67,7 @@ def setting(
     work: "Workload", samples: "Sequence[Sample]", programs: "Sequence[Program]", context: int
 ) -> dict[str, Any]:
     """What was measured, and on what."""
-    from jspec.bench.machine import machine
+    from jspec.bench.timing import machine
 
     return {
         "draft": settings.DRAFT,
@@ -76,7 +75,7 @@ def setting(
         "tree": settings.TREE,
         "head": settings.HEAD,
         "head_tree": settings.HEAD_TREE,
-        "look-up": settings.LOOKUP,
+        "lookup": settings.LOOKUP,
         "dtype": "float32",
         "batch": work.rows,
         "context": context,
@@ -97,15 +96,16 @@ def compile_methods(
     tick: Callable[[str], None],
 ) -> "list[Program]":
     """Plain decoding and the ways to speculate, each compiled."""
-    from jspec.bench.suite import PLAIN, Method, Program, drafted, lookup
+    from jspec.bench.suite import Method, Program, drafted, lookup
+    from jspec.bench.timing import PLAIN
 
-    context = target.model.config.context
+    context = target.model.config.max_position_embeddings
     methods = (
         Method(PLAIN),
         drafted("chain", draft, settings.CHAIN, context),
         drafted("tree", draft, settings.TREE, context),
         drafted("head", head, settings.HEAD_TREE, context),
-        lookup("look-up", settings.LOOKUP, context),
+        lookup("lookup", settings.LOOKUP, context),
     )
     programs = []
     for method in methods:
@@ -115,11 +115,10 @@ def compile_methods(
 
 
 def record(
-    rows: "Sequence[Row]", found: "Sequence[Difference]", about: dict[str, Any]
+    rows: "Sequence[MethodResult]", found: "Sequence[Difference]", about: dict[str, Any]
 ) -> dict[str, Any]:
     """The JSON object: the best speculative method at each temperature."""
-    from jspec.bench.suite import PLAIN
-    from jspec.bench.summary import best
+    from jspec.bench.timing import PLAIN, best
 
     results = []
     for temperature in settings.TEMPERATURES:
@@ -131,26 +130,30 @@ def record(
                 "plain_tokens_per_second": plain.tokens_per_second,
                 "speculative_tokens_per_second": fastest.tokens_per_second,
                 "speedup": fastest.speedup,
-                "tokens_per_round": fastest.tokens_per_round,
+                "acceptance_length": fastest.acceptance_length,
                 "identical": fastest.identical,
             }
         )
     return {"results": results, "differences": [d.record() for d in found], "setting": about}
 
 
-def show(rows: "Sequence[Row]", found: "Sequence[Difference]", about: dict[str, Any]) -> None:
+def show(
+    rows: "Sequence[MethodResult]", found: "Sequence[Difference]", about: dict[str, Any]
+) -> None:
     """The table, what it was measured on, and every difference of texts."""
-    from jspec.bench.table import table
+    from jspec.bench.report import method_table
 
     screen = console()
-    screen.print(table(rows, "Plain and speculative decoding of held-out code", spread=False))
+    screen.print(
+        method_table(rows, "Plain and speculative decoding of held-out code", spread=False)
+    )
     screen.print(
         f"{about['device']}, {about['cores']} cores, jax {about['jax']}, {about['dtype']}, "
         f"batch {about['batch']}; {about['prompts']} prompts of {about['prompt_tokens']} tokens, "
         f"{about['new_tokens']} new ones; medians of {about['repetitions']}; "
         f"compiled in {about['compile_seconds']} s\n"
         f"chain {about['chain']} and tree {about['tree']} of {about['draft']}, "
-        f"{about['head_tree']} of the head {about['head']}, look-up {about['look-up']}",
+        f"{about['head_tree']} of the head {about['head']}, prompt lookup {about['lookup']}",
         style="dim",
     )
     for difference in found:
@@ -158,30 +161,33 @@ def show(rows: "Sequence[Row]", found: "Sequence[Difference]", about: dict[str, 
 
 
 def show_generation(program: "Program", tokenizer: Any) -> None:
-    """One greedy generation, coloured by who wrote each token."""
+    """One greedy generation, coloured by where each token is from."""
     import numpy as np
 
-    generation = program.write(0, 0.0)
-    tokens, guessed = np.asarray(generation.tokens)[0], np.asarray(generation.guessed)[0]
-    share = int(guessed.sum())
+    output = program.write(0, 0.0)
+    length = int(output.length[0])
+    tokens = np.asarray(output.tokens)[0, :length]
+    is_draft_token = np.asarray(output.is_draft_token)[0, :length]
+    share = int(is_draft_token.sum())
     screen = console()
     screen.print(
         Text.assemble(
             "\n",
-            ("guessed by the draft", GUESSED),
+            ("accepted draft tokens", DRAFTED),
             f": {share} of {len(tokens)} tokens.  ",
-            ("supplied by the target", SUPPLIED),
-            f": {len(tokens) - share}, one for each of its {int(generation.rounds[0])} passes.\n",
+            ("bonus tokens of the target", BONUS),
+            f": {len(tokens) - share}, one for each of its {int(output.num_rounds[0])} forward "
+            "passes.\n",
         )
     )
-    screen.print(coloured(tokens.tolist(), guessed.tolist(), tokenizer))
+    screen.print(coloured(tokens.tolist(), is_draft_token.tolist(), tokenizer))
 
 
-def coloured(tokens: Sequence[int], guessed: Sequence[bool], tokenizer: Any) -> Text:
-    """The text, run by run of tokens from the same hand."""
+def coloured(tokens: Sequence[int], is_draft_token: Sequence[bool], tokenizer: Any) -> Text:
+    """The text, run by run of tokens of the draft and of the target."""
     from jspec.serving import runs
 
     text = Text()
-    for run, hit in runs(tokens, guessed, tokenizer):
-        text.append(run, style=GUESSED if hit else SUPPLIED)
+    for run, drafted in runs(tokens, is_draft_token, tokenizer):
+        text.append(run, style=DRAFTED if drafted else BONUS)
     return text

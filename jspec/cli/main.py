@@ -1,13 +1,16 @@
 """The entry point: finds the verb, runs it, and turns bad input into one line and exit 2."""
 
 import contextlib
+import hashlib
 import io
 import os
+import platform
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -19,10 +22,11 @@ from jspec.cli.demo import Demo
 from jspec.cli.distill import Distill
 from jspec.cli.export import Export
 from jspec.cli.generate import Generate
-from jspec.cli.import_model import Import
 from jspec.cli.plan import Plan
 from jspec.cli.study import Study
 from jspec.cli.train import Train
+from jspec.cli.transfer import Import
+from jspec.cli.tune import Tune
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 from jspec.cli.verify import Verify
 
@@ -31,6 +35,7 @@ VERBS = (
     | Annotated[Generate, subcommand("generate")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Tune, subcommand("tune")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Distill, subcommand("distill")]
     | Annotated[Decide, subcommand("decide")]
@@ -39,8 +44,9 @@ VERBS = (
     | Annotated[Export, subcommand("export")]
     | Annotated[Import, subcommand("import")]
 )
-# What an exception that was lost is raised by again.
+# The signal that raises an exception again that was lost.
 REPEATED = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
+SHORTEST = 0.1  # seconds of a compilation that is worth keeping
 DESCRIPTION = "Lossless speculative decoding: the same text, sooner."
 
 
@@ -63,12 +69,42 @@ def entry() -> None:
     """The command `jspec`. Once interrupted it leaves at once: a compilation that still runs in
     another thread would die of the interpreter's own end."""
     sys.unraisablehook = _hear_again
+    keep_compiled_programs()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     if code == INTERRUPTED:
         os._exit(code)
     sys.exit(code)
+
+
+def keep_compiled_programs() -> None:
+    """Keeps what jax compiles below the user's cache folder, so that the same command starts sooner
+    the next time; JAX_COMPILATION_CACHE_DIR names another place."""
+    import jax
+
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # A home may be shared by machines whose processors have other instructions.
+    place = Path(cache) / "jspec" / "compiled" / _processor()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(place, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(place))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+
+
+def _processor() -> str:
+    """A name for processors that run the same programs."""
+    file, about = Path("/proc/cpuinfo"), [platform.machine(), platform.processor()]
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = ("model name", "flags", "Features")
+        about = sorted({line for line in lines if line.startswith(wanted)})
+    return hashlib.sha256("\n".join(about).encode()).hexdigest()[:16]
 
 
 def _hear_again(lost: Any) -> None:
@@ -100,13 +136,15 @@ def _run(arguments: list[str]) -> int:
 
 
 def _too_little(error: RuntimeError) -> str:
-    """What jax says of memory that cannot be had, and what there is."""
-    from jspec.parallel.memory import GIGABYTE, free_here
+    """What jax says about memory that it cannot get, and what is free."""
+    from jspec.parallel.memory import GIGABYTE, free_host_memory
 
-    free = free_here()
+    free = free_host_memory()
     there = "" if free is None else f" ({free / GIGABYTE:.2f} GB are free on this host)"
     asked = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")
-    return f"{asked}{there}: ask for fewer tokens or a smaller batch, or cut the models by a mesh"
+    return (
+        f"{asked}{there}: ask for fewer tokens or a smaller batch, or shard the models over a mesh"
+    )
 
 
 def _read(arguments: list[str]) -> Verb:
@@ -143,3 +181,7 @@ def _unbox(box: str) -> str:
         if number and words[number - 1].startswith("Perhaps you meant"):
             break
     return " ".join([*kept, "(jspec --help lists what there is)"])
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,4 +1,4 @@
-"""`jspec train`: one of `configs/`, with changes from the command line."""
+"""`jspec train`: pretrains a model, as one of `configs/` says."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ from jspec.cli.training import Training
 
 @dataclass(kw_only=True)
 class Train(Training):
-    """Train a model from a recipe; goes on from the newest checkpoint of its run."""
+    """Train a model from a recipe; resumes from the newest checkpoint of its run."""
 
     def run(self) -> int:
-        from jspec.distill.recipe import Pretraining
-        from jspec.zoo.training import make
+        """Follows the recipe."""
+        from jspec.training.pretraining import pretrain
+        from jspec.training.recipe import Pretraining
 
-        return self.train(Pretraining, make)
+        return self.train(Pretraining, pretrain)

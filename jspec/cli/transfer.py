@@ -1,18 +1,21 @@
-"""A model or a head on its way into a folder, and what it is."""
+"""`jspec import`: a model or a head into a folder, checked to the last key; and what it shares with
+`jspec export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jspec.cli.pair import Dtype, is_head, read_head, read_model, write_model
+from tyro.conf import Positional
+
+from jspec.cli.models import Dtype, load_model, naming
 from jspec.cli.screen import console, emit
 from jspec.cli.verb import DONE, Verb
-from jspec.zoo import PREFIX
+from jspec.zoo import ZOO
 
 if TYPE_CHECKING:
+    from jspec.formats.head_layout import Serving
     from jspec.formats.heads import HeadCheckpoint
     from jspec.formats.huggingface import Checkpoint
-    from jspec.formats.speculators import Served
     from jspec.models.protocol import Params
 
 MODEL_FORMAT = "hf"
@@ -29,29 +32,36 @@ class Transfer(Verb):
     for a model, and for a head the one that it has: eagle, of EAGLE, HASS and FSPAD; of EAGLE-3
     eagle3, which SGLang serves, or speculators, which vLLM does."""
     target: str | None = None
-    """Of a head: the model that it was made for, which it is held against and whose embedding is
+    """Of a head: the model that it was made for, which it is checked against and whose embedding is
     written with it."""
     speculative_tokens: int | None = None
-    """Of speculators: how many tokens vLLM is to let the head guess a round; 3 if nothing is said.
-    """
+    """Of speculators: how many tokens vLLM is to draft per round; 3 if nothing is said."""
 
     def transfer(self, argument: str, source: str, folder: Path) -> int:
         """Reads what `argument` names, writes it, says so, and returns the exit code."""
-        if is_head(argument, source):
+        from jspec.formats.heads import head_layout, load_head
+
+        with naming(argument, source):
+            is_head = head_layout(source) is not None
+        if is_head:
             if self.target is None:
                 raise ValueError(
                     f"target: {source} is a head, so name the model that it was made for"
                 )
-            target = read_model("target", self.target, self.dtype)
-            head = read_head(argument, source, target, self.dtype)
+            target = load_model("target", self.target, self.dtype)
+            with naming(argument, source):
+                head = load_head(source, target.model, target.params, dtype=self.dtype)
             _check_finite(argument, source, head.params)
             return self.write_head(source, head, target, folder)
-        model = read_model(argument, source, self.dtype)
+        model = load_model(argument, source, self.dtype)
         _check_finite(argument, source, model.params)
         return self.write_model(source, model, folder)
 
     def write_model(self, source: str, model: "Checkpoint", folder: Path) -> int:
-        """Writes a whole model."""
+        """Writes a whole model, with its tokenizer."""
+        from jspec.formats.folder import TOKENIZER_FILES
+        from jspec.formats.huggingface import save
+
         if self.format not in (None, MODEL_FORMAT):
             raise ValueError(
                 f"format={self.format!r}: {source} is a whole model, no head, so {MODEL_FORMAT} is "
@@ -60,22 +70,34 @@ class Transfer(Verb):
         if self.target is not None:
             raise ValueError(f"target={self.target!r}: {source} is no head, so leave it out")
         self._check_served(MODEL_FORMAT)
-        write_model(folder, model, self.dtype)
+        has_text = any((model.folder / name).is_file() for name in TOKENIZER_FILES)
+        save(
+            folder,
+            model.model,
+            model.params,
+            tokenizer=model.folder if has_text else None,
+            stop_token_ids=model.stop_token_ids,
+            dtype=self.dtype,
+            family=model.family,
+        )
         config = model.model.config
-        about = {"layers": config.layers, "end_of_text": list(model.end_of_text)}
+        about = {
+            "num_hidden_layers": config.num_hidden_layers,
+            "stop_token_ids": list(model.stop_token_ids),
+        }
         return self._say(source, model.family, model, folder, config, about)
 
     def write_head(
         self, source: str, head: "HeadCheckpoint", target: "Checkpoint", folder: Path
     ) -> int:
         """Writes a head beside the embedding of its target."""
-        from jspec.formats.heads import formats, save_head
+        from jspec.formats.heads import formats_for, save_head
 
         if self.format == MODEL_FORMAT:
-            fitting = " or ".join(formats(head.head))
+            fitting = " or ".join(formats_for(head.head))
             raise ValueError(f"format={self.format!r}: {source} is a head, so it may be {fitting}")
-        format = self.format or head.format
-        self._check_served(format)
+        layout = self.format or head.format
+        self._check_served(layout)
         save_head(
             folder,
             head.head,
@@ -83,36 +105,36 @@ class Transfer(Verb):
             d2t=head.d2t,
             embedding=target.params["embedding"],
             dtype=self.dtype,
-            format=format,
-            served=self._served(target),
+            format=layout,
+            serving=self._served(target),
         )
         about = {"kind": head.head.kind, "target": self.target}
-        return self._say(source, format, head, folder, head.head.config, about)
+        return self._say(source, layout, head, folder, head.head.config, about)
 
-    def _check_served(self, format: str) -> None:
-        if self.speculative_tokens is not None and format != "speculators":
+    def _check_served(self, layout: str) -> None:
+        if self.speculative_tokens is not None and layout != "speculators":
             raise ValueError(
-                f"speculative_tokens={self.speculative_tokens}: format={format!r} does not say it, "
+                f"speculative_tokens={self.speculative_tokens}: format={layout!r} does not say it, "
                 "so leave it out, or write speculators"
             )
 
-    def _served(self, target: "Checkpoint") -> "Served":
-        """What a server is told: the target by a name that it can find, and how far to guess."""
+    def _served(self, target: "Checkpoint") -> "Serving":
+        """What a server is told: the target by a name that it can find, and how far to draft."""
         from jspec.formats.folder import read_json
-        from jspec.formats.speculators import TOKENS, Served
+        from jspec.formats.head_layout import SPECULATIVE_TOKENS, Serving
 
-        named = Path(self.target).expanduser()
-        here = self.target.startswith(PREFIX) or named.is_dir()
-        name = str(target.folder.absolute()) if here else self.target
+        given = self.target or str(target.folder)
+        here = given.startswith(ZOO) or Path(given).expanduser().is_dir()
+        name = str(target.folder.absolute()) if here else given
         architectures = read_json(target.folder / "config.json").get("architectures") or ()
-        tokens = TOKENS if self.speculative_tokens is None else self.speculative_tokens
-        return Served(name, tuple(architectures), tokens)
+        tokens = SPECULATIVE_TOKENS if self.speculative_tokens is None else self.speculative_tokens
+        return Serving(name, tuple(architectures), tokens)
 
     def _say(
         self,
         source: str,
         family: str,
-        read: "Checkpoint | HeadCheckpoint",
+        loaded: "Checkpoint | HeadCheckpoint",
         folder: Path,
         config: Any,
         about: dict[str, Any],
@@ -125,11 +147,11 @@ class Transfer(Verb):
             "folder": str(place),
             "family": family,
             "dtype": self.dtype,
-            "parameters": sum(x.size for x in jax.tree.leaves(read.params)),
+            "parameters": sum(x.size for x in jax.tree.leaves(loaded.params)),
             "bytes": sum(file.stat().st_size for file in place.glob("*.safetensors")),
-            "width": config.width,
-            "vocabulary": config.vocabulary,
-            "context": config.context,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_position_embeddings,
             **about,
         }
         if self.json:
@@ -144,8 +166,22 @@ class Transfer(Verb):
         return DONE
 
 
+@dataclass(kw_only=True)
+class Import(Transfer):
+    """Read a model or a head, refuse what is not understood, and keep it in a folder."""
+
+    source: Positional[str]
+    """A local folder, or a hub name."""
+    folder: Positional[Path]
+    """Where to. A model that is there is replaced; a folder of anything else is refused."""
+
+    def run(self) -> int:
+        """Writes the folder."""
+        return self.transfer("source", self.source, self.folder)
+
+
 def _check_finite(argument: str, source: str, params: "Params") -> None:
-    """Raises `ValueError` that names a parameter which holds what is no number."""
+    """Raises `ValueError` that names a parameter which holds NaN or infinity."""
     import jax
     import jax.numpy as jnp
 

@@ -5,57 +5,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jspec.decode import Generation
-    from jspec.serving import Reader
+    from jspec.decode import GenerationOutput
+    from jspec.serving import TextReader
+
+INTERRUPTION = "interrupted"
+"""The finish reason of a text whose generation the user interrupted."""
 
 
 class Writing:
     """The text so far, printed as it comes unless `quiet`."""
 
-    def __init__(self, reader: "Reader", *, quiet: bool) -> None:
-        from jspec.serving import Reading
+    def __init__(self, reader: "TextReader", *, quiet: bool) -> None:
+        from jspec.serving import TextPiece
 
         self.reader, self.quiet = reader, quiet
-        self.last: Generation | None = None
-        self.reading, self.printed = Reading(), 0
+        self.last: GenerationOutput | None = None
+        self.read, self.printed = TextPiece(), 0
 
     @property
-    def ids(self) -> list[int]:
-        """The tokens of the text, with the stop string or the end of text that ended it."""
-        return [] if self.last is None else self.last.tokens[0, : self.reading.tokens].tolist()
+    def token_ids(self) -> list[int]:
+        """The tokens of the text, with the stop string's or the stop token that ended it."""
+        return [] if self.last is None else self.last.tokens[0, : self.read.tokens].tolist()
 
     @property
-    def guessed(self) -> list[bool]:
-        """For each of `ids`, whether the drafter had guessed it."""
-        return [] if self.last is None else self.last.guessed[0, : self.reading.tokens].tolist()
+    def is_draft_token(self) -> list[bool]:
+        """For each of `token_ids`, whether it is an accepted draft token."""
+        if self.last is None:
+            return []
+        return self.last.is_draft_token[0, : self.read.tokens].tolist()
 
     @property
-    def ended_by(self) -> str:
-        """Why the text is no longer."""
-        from jspec.decode import EXHAUSTED, STOPPED
+    def finish_reason(self) -> str:
+        """`stop`, `length` or `interrupted`."""
+        from jspec.decode import LENGTH, STOP
 
-        reasons = {EXHAUSTED: "number of tokens", STOPPED: "end of text"}
-        reason = 0 if self.last is None else int(self.last.reason[0])
-        return "stop string" if self.reading.cut else reasons.get(reason, "interruption")
+        reason = None if self.last is None else int(self.last.finish_reason[0])
+        if self.read.stopped or reason == STOP:
+            return "stop"
+        return "length" if reason == LENGTH else INTERRUPTION
 
-    def show(self, piece: "Generation") -> None:
+    def show(self, piece: "GenerationOutput") -> None:
         """Prints what is new and cannot change any more."""
-        self.last, self.reading = piece, self.reader.read(piece)
+        self.last, self.read = piece, self.reader.read(piece)
         self._print()
 
     def finish(self) -> None:
         """Prints the rest and ends the line."""
         if self.last is not None:
-            self.reading = self.reader.read(self.last, ended=True)
+            self.read = self.reader.read(self.last, ended=True)
         self._print()
-        if not self.quiet and self.reading.text:
+        if not self.quiet and self.read.text:
             sys.stdout.write("\n")
             sys.stdout.flush()
 
     def _print(self) -> None:
-        end = self.reading.ready
+        end = self.read.ready
         if not self.quiet and end > self.printed:
-            new, self.printed = self.reading.text[self.printed : end], end
+            new, self.printed = self.read.text[self.printed : end], end
             sys.stdout.write(new)
             sys.stdout.flush()
 

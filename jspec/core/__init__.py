@@ -1,0 +1,1 @@
+"""Trees, sampling, caches, attention and candidates: what everything else is made of."""

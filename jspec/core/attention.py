@@ -28,20 +28,20 @@ def attend(
       past_key, past_value: `[B, K, S, C]` committed rows; the first `length` `[B]` are seen.
       first: `[B, T]` the first committed row that each query sees; None when it sees all.
       scale: of the products; None for the inverse root of C.
-      cap: a bound that scores bend towards, by a hyperbolic tangent; None for none.
+      cap: the soft cap of scores, by a hyperbolic tangent; None for none.
 
     Returns:
       `[B, H, T, C]`.
     """
     batch, heads, new, channels = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, new, channels)
-    scale = channels**-0.5 if scale is None else scale
+    factor = channels**-0.5 if scale is None else scale
     mask = jnp.broadcast_to(mask, (batch, new, key.shape[2]))[:, None, None]
-    scores = _bend(_dot("bkgtc,bknc->bkgtn", grouped, key) * scale, cap)
+    scores = _soft_cap(_dot("bkgtc,bknc->bkgtn", grouped, key) * factor, cap)
     scores = jnp.where(mask, scores, -jnp.inf)
     # Each query's best score keeps `exp` in range, and cancels: it has no gradient.
     peak = jax.lax.stop_gradient(scores.max(axis=-1))
-    if past_key is None:
+    if past_key is None or past_value is None or length is None:
         weights = jnp.exp(scores - peak[..., None])
         total = weights.sum(axis=-1)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
@@ -52,7 +52,7 @@ def attend(
         if first is not None:
             seen = seen & (rows[..., None] >= first[:, None])[:, None, :, None]
         # Keys come first: a product with the cache on the left needs no copy of it on CPU.
-        past_scores = _bend(_dot("bknc,bkgtc->bkngt", past_key, grouped) * scale, cap)
+        past_scores = _soft_cap(_dot("bknc,bkgtc->bkngt", past_key, grouped) * factor, cap)
         past_scores = jnp.where(seen, past_scores, -jnp.inf)
         peak = jnp.maximum(peak, past_scores.max(axis=2))
         weights = jnp.exp(scores - peak[..., None])
@@ -65,8 +65,8 @@ def attend(
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
-def within(window: int, mask: Array, positions: Array) -> tuple[Array, Array]:
-    """What is left to queries that see `window` positions, their own included.
+def window_mask(window: int, mask: Array, positions: Array) -> tuple[Array, Array]:
+    """The mask of queries that see `window` positions, their own included.
 
     The rows that a query sees in a block are the end of its sequence, one a position and in order,
     be they a chunk or a path in a tree. So a row's distance in positions is the number of rows
@@ -85,7 +85,7 @@ def within(window: int, mask: Array, positions: Array) -> tuple[Array, Array]:
     return mask & (behind < window), positions - window + 1
 
 
-def _bend(scores: Array, cap: float | None) -> Array:
+def _soft_cap(scores: Array, cap: float | None) -> Array:
     return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 

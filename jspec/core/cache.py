@@ -15,7 +15,11 @@ from jspec.parallel.sharding import ANYWHERE, constrain
 
 @struct.dataclass
 class Cache:
-    """Committed rows. `k`, `v`: L arrays `[B, K, S, C]`; `length` `[B]` rows are valid."""
+    """Committed rows. `k`, `v`: L arrays `[B, K, S, C]`; `length` `[B]` rows are valid.
+
+    >>> empty_cache(Shape(61, 1, 2, 8, 64), batch=3, capacity=16, dtype=jnp.float32).k[0].shape
+    (3, 2, 16, 8)
+    """
 
     k: tuple[Array, ...]
     v: tuple[Array, ...]
@@ -23,12 +27,17 @@ class Cache:
 
     @property
     def capacity(self) -> int:
+        """S, the rows that it has room for."""
         return self.k[0].shape[2]
 
 
 @struct.dataclass
 class Block:
-    """Rows that are being speculated. `k`, `v`: L arrays `[B, K, N, C]`."""
+    """Rows that are being speculated. `k`, `v`: L arrays `[B, K, N, C]`.
+
+    >>> empty_block(Shape(61, 1, 2, 8, 64), batch=3, nodes=4, dtype=jnp.float32).k[0].shape
+    (3, 2, 4, 8)
+    """
 
     k: tuple[Array, ...]
     v: tuple[Array, ...]
@@ -74,11 +83,11 @@ def commit(cache: Cache, block: Block, path: Array, count: Array) -> Cache:
 def _layers(
     config: ModelConfig | Shape, batch: int, rows: int, dtype: jnp.dtype
 ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    shape = (batch, config.kv_heads, rows, config.channels)
+    shape = (batch, config.num_key_value_heads, rows, config.head_dim)
 
     def empty() -> Array:
         # The heads live where the parameters that make them live.
         return constrain(jnp.zeros(shape, dtype), "batch", ANYWHERE, None, None)
 
-    k, v = (tuple(empty() for _ in range(config.layers)) for _ in ("keys", "values"))
+    k, v = (tuple(empty() for _ in range(config.num_hidden_layers)) for _ in ("keys", "values"))
     return k, v

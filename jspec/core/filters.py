@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-EVERYTHING = 0
+KEEP_ALL = 0
 
 
 def keep_top_k(logits: Array, top_k: Array) -> Array:
     """Keeps the `top_k` `[B]` largest of `[B, N, V]`, all of them where it is 0."""
-    wanted = jnp.where(top_k == EVERYTHING, logits.shape[-1], top_k)[:, None]
+    wanted = jnp.where(top_k == KEEP_ALL, logits.shape[-1], top_k)[:, None]
     threshold = _threshold(logits, jnp.ones_like(logits), wanted.astype(jnp.float32))
     return jnp.where(_ordered(logits) >= threshold[..., None], logits, -jnp.inf)
 

@@ -1,8 +1,10 @@
-"""What a sequence has said so far changes what it says next: penalties, and a least length.
+"""What a sequence holds so far changes its next token: penalties, and a least length.
 
-A tree node is warped as if the nodes above it were written, so that each token is penalised as
+A tree node is processed as if the nodes above it were generated, so that each token is penalised as
 plain decoding would penalise it.
 """
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,89 +13,96 @@ from jax import Array
 
 
 @struct.dataclass
-class History:
-    """What each sequence holds: `prompted` `[B, V]` bool, whether a token is in the prompt;
-    `written` `[B, V]` int32, how often it was written since; `count` `[B]` tokens written."""
-
-    prompted: Array
-    written: Array
-    count: Array
-
-
-@struct.dataclass
-class Ahead:
-    """Tokens `[B, M]` that are not written yet, and `above` `[N, M]` or `[B, N, M]` bool: which of
-    them stand between what is written and the one that comes after each node."""
-
-    tokens: Array
-    above: Array
-
-
-@struct.dataclass
-class Penalties:
-    """Per sequence, every field `[B]`.
+class TokenCounts:
+    """How often each token occurs in each sequence.
 
     Attributes:
-      repetition: float32; logits of tokens in the prompt or the text are divided by it where they
-        are positive and multiplied where they are not; 1 changes nothing.
-      presence, frequency: float32, taken off once if a token was written, or for each time.
-      minimum: int32, tokens to write before an end of text may come.
+      in_prompt: `[B, V]` bool, whether a token is in the prompt.
+      generated: `[B, V]` int32, how often it was generated since.
+      num_generated: `[B]` generated tokens.
     """
 
-    repetition: Array
-    presence: Array
-    frequency: Array
-    minimum: Array
+    in_prompt: Array
+    generated: Array
+    num_generated: Array
 
 
-def recall(tokens: Array, prompt: Array, length: Array, *, vocabulary: int) -> History:
-    """The history of `tokens` `[B, M]`: `prompt` `[B]` of them read, and the rest of the first
-    `length` `[B]` written."""
+@struct.dataclass
+class TreeContext:
+    """The draft tokens that come before each node of a tree.
+
+    Attributes:
+      tokens: `[B, M]` draft tokens.
+      ancestors: `[N, M]` or `[B, N, M]` bool, which of them each node continues, itself included.
+    """
+
+    tokens: Array
+    ancestors: Array
+
+
+def init_counts(
+    tokens: Array, prompt_length: Array, length: Array, *, vocab_size: int
+) -> TokenCounts:
+    """Counts of `tokens` `[B, M]`: the first `prompt_length` `[B]` are the prompt, the rest of the
+    first `length` `[B]` generated."""
     at = jnp.arange(tokens.shape[1])[None]
-    read, wrote = at < prompt[:, None], (at >= prompt[:, None]) & (at < length[:, None])
-    none = jnp.zeros((len(tokens), vocabulary), jnp.int32)
-    return History(_add(none, tokens, read) > 0, _add(none, tokens, wrote), length - prompt)
+    prompt = at < prompt_length[:, None]
+    generated = (at >= prompt_length[:, None]) & (at < length[:, None])
+    none = jnp.zeros((len(tokens), vocab_size), jnp.int32)
+    return TokenCounts(
+        in_prompt=_add(none, tokens, prompt) > 0,
+        generated=_add(none, tokens, generated),
+        num_generated=length - prompt_length,
+    )
 
 
-def remember(history: History, tokens: Array, count: Array) -> History:
-    """The history once the first `count` `[B]` of `tokens` `[B, A]` are written."""
-    kept = jnp.arange(tokens.shape[1])[None] < count[:, None]
-    return history.replace(written=_add(history.written, tokens, kept), count=history.count + count)
+def update_counts(counts: TokenCounts, tokens: Array, num_new: Array) -> TokenCounts:
+    """The counts once the first `num_new` `[B]` of `tokens` `[B, A]` are generated."""
+    new = jnp.arange(tokens.shape[1])[None] < num_new[:, None]
+    return replace(
+        counts,
+        generated=_add(counts.generated, tokens, new),
+        num_generated=counts.num_generated + num_new,
+    )
 
 
-def penalise(
-    logits: Array, penalties: Penalties, stops: Array, history: History, ahead: Ahead | None
+def apply_penalties(
+    logits: Array,
+    counts: TokenCounts,
+    tree_context: TreeContext | None,
+    *,
+    repetition: Array,
+    presence: Array,
+    frequency: Array,
+    min_new_tokens: Array,
+    stop_token_ids: Array,
 ) -> Array:
-    """Logits `[B, N, V]` after repetition, presence and frequency penalties and a least length.
+    """Logits `[B, N, V]` after the penalties of `SamplingParams` `[B]`, and its least length.
 
     In the order of transformers' processors; presence and frequency are OpenAI's, which count what
-    was written and not the prompt.
-
-    Args:
-      stops: `[B, E]` tokens that end a text, withheld until `minimum` tokens are written.
+    was generated and not the prompt. Stop tokens `[B, E]` are masked out until `min_new_tokens`
+    `[B]` tokens are generated.
     """
-    written, count = history.written[:, None], history.count[:, None]
-    if ahead is not None:
+    generated, num_generated = counts.generated[:, None], counts.num_generated[:, None]
+    if tree_context is not None:
         batch, nodes = logits.shape[:2]
-        above = jnp.broadcast_to(ahead.above, (batch, nodes, ahead.above.shape[-1]))
-        spread = jnp.broadcast_to(written, logits.shape)
-        written = jax.vmap(_add, (1, None, 1), 1)(spread, ahead.tokens, above)
-        count = count + above.sum(axis=-1)
-    repetition, presence, frequency = (
-        value[:, None, None]
-        for value in (penalties.repetition, penalties.presence, penalties.frequency)
-    )
-    said = (written > 0) | history.prompted[:, None]
+        shape = batch, nodes, tree_context.ancestors.shape[-1]
+        ancestors = jnp.broadcast_to(tree_context.ancestors, shape)
+        generated = jnp.broadcast_to(generated, logits.shape)
+        generated = jax.vmap(_add, (1, None, 1), 1)(generated, tree_context.tokens, ancestors)
+        num_generated = num_generated + ancestors.sum(axis=-1)
+    repetition, presence, frequency = (x[:, None, None] for x in (repetition, presence, frequency))
+    occurs = (generated > 0) | counts.in_prompt[:, None]
     scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
-    logits = jnp.where(said, scaled, logits)
-    logits = logits - presence * (written > 0) - frequency * written
-    early = count < penalties.minimum[:, None]
-    ends = _add(jnp.zeros_like(history.written), stops, stops >= 0) > 0
-    return jnp.where(early[..., None] & ends[:, None], -jnp.inf, logits)
+    logits = jnp.where(occurs, scaled, logits)
+    logits = logits - presence * (generated > 0) - frequency * generated
+    early = num_generated < min_new_tokens[:, None]
+    stops = _add(jnp.zeros_like(counts.generated), stop_token_ids, stop_token_ids >= 0) > 0
+    return jnp.where(early[..., None] & stops[:, None], -jnp.inf, logits)
 
 
-def _add(counts: Array, tokens: Array, kept: Array) -> Array:
-    """`[B, V]` counts, plus one for each of `tokens` `[B, M]` that is `kept`."""
-    return jax.vmap(lambda row, t, k: row.at[t].add(k, mode="drop"))(
-        counts, tokens, kept.astype(counts.dtype)
+def _add(counts: Array, tokens: Array, counted: Array) -> Array:
+    """`[B, V]` counts, plus one for each of `tokens` `[B, M]` that is `counted`."""
+    return jax.vmap(lambda row, t, c: row.at[t].add(c, mode="drop"))(
+        counts, tokens, counted.astype(counts.dtype)
     )

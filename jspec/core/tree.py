@@ -1,7 +1,4 @@
-"""The shape of a candidate tree: static, hashable, breadth-first, with its tables made once.
-
-The shape of a tree that grows: how much of it is made and kept, and not which nodes.
-"""
+"""The shapes of candidate trees: static ones with their tables, and the size of dynamic ones."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,9 +12,12 @@ NO_PARENT = NO_NODE = -1
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree given by the parent of every node; node 0 is the root, whose parent is -1.
+    """A static tree, given by the parent of every node; node 0 is the root, whose parent is -1.
 
-    Nodes stand in breadth-first order, so the tree cut after any level is a prefix of every table.
+    Nodes are in breadth-first order, so the tree cut after any level is a prefix of every table.
+
+    >>> Tree.chain(5), Tree.branching((4, 2, 1)), Tree.fork(4, 5), Tree.comb((3, 2, 2))
+
     Raises `ValueError` for a node that does not come after its parent, or is out of order.
     """
 
@@ -30,13 +30,13 @@ class Tree:
             if not 0 <= parent < node:
                 raise ValueError(
                     f"parents[{node}]={parent}: a parent comes before its children and a tree has "
-                    f"no cycle, so it lies in 0..{node - 1}"
+                    f"no cycle, so it is in 0..{node - 1}"
                 )
         for before, after in pairwise(self.parents[1:]):
             if after < before:
                 raise ValueError(
                     f"parents={self.parents}: not breadth-first, the children of node {after} "
-                    f"stand behind those of node {before}; Tree.from_paths puts them in order"
+                    f"come after those of node {before}; Tree.from_paths puts them in order"
                 )
 
     @classmethod
@@ -108,6 +108,7 @@ class Tree:
 
     @property
     def depth(self) -> int:
+        """The levels below the root."""
         return int(self.depths[-1])
 
     @property
@@ -127,7 +128,7 @@ class Tree:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """`[N, N]` bool: row may look at column, its ancestor or itself."""
+        """`[N, N]` bool: whether a row sees a column: its ancestor or itself."""
         mask = np.eye(self.size, dtype=bool)
         for node, parent in enumerate(self.parents[1:], start=1):
             mask[node] |= mask[parent]
@@ -135,7 +136,7 @@ class Tree:
 
     @cached_property
     def level_ends(self) -> tuple[int, ...]:
-        """A numbers: how many nodes the tree has when it is cut after each level."""
+        """A numbers: how many nodes the tree has if it is cut after each level."""
         return tuple(int(np.sum(self.depths <= depth)) for depth in range(self.path_length))
 
     def level(self, depth: int) -> slice:
@@ -178,18 +179,21 @@ class Tree:
             raise ValueError(f"depth={depth}: the tree is {self.depth} deep, cut it at 0 to that")
         nodes = self.level_ends[depth]
         cut = Tree(self.parents[:nodes])
-        # What is cached there already is not made again.
+        # The cached tables serve the cut tree as well.
         vars(cut).update(mask=self.mask[:nodes, :nodes], depths=self.depths[:nodes])
         return cut
 
 
 @dataclass(frozen=True)
-class Growth:
-    """Trees that grow in other places for every root (EAGLE-2, section 4), all of one size.
+class DynamicTree:
+    """The size of a dynamic tree (EAGLE-2, section 4): its shape differs for every root.
 
-    At each of `depth` levels the `width` likeliest nodes get `width` children each; of all that
-    were made the likeliest are kept, `nodes` with the root. Raises `ValueError` for a size that
-    cannot be.
+    At each of `depth` levels the `width` best nodes are expanded with `width` children each; of all
+    that are drafted the best are kept, `nodes` with the root.
+
+    >>> DynamicTree(width=4, depth=4, nodes=12)
+
+    Raises `ValueError` for a size that cannot be.
     """
 
     width: int
@@ -201,15 +205,15 @@ class Growth:
             raise ValueError(
                 f"width={self.width}, depth={self.depth}: a tree is at least 1 wide and 1 deep"
             )
-        if not self.depth < self.nodes <= self.made:
+        if not self.depth < self.nodes <= self.drafted:
             raise ValueError(
                 f"nodes={self.nodes}: with the root a path of {self.depth} has {self.depth + 1} "
-                f"nodes, and {self.width} children of {self.width} nodes a level make {self.made}: "
-                "keep at least a path, and at most what is made"
+                f"nodes, and {self.width} children of {self.width} nodes a level make "
+                f"{self.drafted}: keep at least a path, and at most what is drafted"
             )
 
     @property
-    def made(self) -> int:
+    def drafted(self) -> int:
         """G + 1, the nodes there are to choose from, the root included."""
         return 1 + self.width + (self.depth - 1) * self.width**2
 
@@ -220,14 +224,14 @@ class Growth:
 
     @property
     def path_length(self) -> int:
-        """A, the nodes on the longest path that may grow."""
+        """A, the nodes on the longest possible path."""
         return self.depth + 1
 
     @property
     def rows(self) -> int:
-        """How many nodes a draft runs: those that get children."""
+        """How many nodes a draft runs: those that are expanded."""
         return 1 + (self.depth - 1) * self.width
 
     def children(self, depth: int) -> int:
-        """W, how many children the nodes of a level get; 0 at the last level."""
+        """W, how many children the nodes of a level have; 0 at the last level."""
         return self.width if depth < self.depth else 0

@@ -1,5 +1,5 @@
 """Candidate trees as people write them: `chain:5`, `4x2x2x1`, `fork:4x5`, `comb:3x2x2`,
-`grow:4x4x12`, a file."""
+`dynamic:4x4x12`, a file."""
 
 import json
 import re
@@ -7,22 +7,23 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 
-from jspec.core.tree import Growth, Tree
+from jspec.core.tree import DynamicTree, Tree
 
 LONGEST_PATH = 255  # longer names some systems do not even look up
-MADE = 8  # nodes that a tree may grow, of which it keeps some, for each place of the context
+MOST_DRAFTED = 8  # nodes that a dynamic tree may draft for each place of the context
 FORMS = (
     "write chain:5, 4x2x2x1 (children of a node, level by level), fork:4x5 (chains and their "
-    "length), comb:3x2x2 (children of the first node of each level), grow:4x4x12 (children of "
-    "as many nodes of a level, levels, nodes kept with the root), JSON paths [[0, 0], [1]], or a "
-    "file of them; jspec generate and jspec verify also take auto, for a draft"
+    "length), comb:3x2x2 (children of the first node of each level), dynamic:4x4x12 (EAGLE-2: "
+    "children of as many nodes of a level, levels, nodes kept with the root), JSON paths "
+    "[[0, 0], [1]], or a file of them; auto is also taken for a draft"
 )
 
 
-def read_tree(text: str, context: int) -> Tree | Growth:
+def read_tree(text: str, context: int) -> Tree | DynamicTree:
     """The tree that `text` describes, root included no larger than `context`."""
-    if sizes := re.fullmatch(r"grow:(\d{1,6})x(\d{1,6})x(\d{1,6})", text, re.ASCII):
-        return _growth(text, *map(int, sizes.groups()), context)
+    if sizes := re.fullmatch(r"dynamic:(\d{1,6})x(\d{1,6})x(\d{1,6})", text, re.ASCII):
+        width, depth, nodes = map(int, sizes.groups())
+        return _dynamic(text, width, depth, nodes, context)
     widths = _widths(text)
     if widths and text.startswith("comb:"):
         _check_size(text, 1 + sum(widths), context)
@@ -35,36 +36,36 @@ def read_tree(text: str, context: int) -> Tree | Growth:
     return tree
 
 
-def write_tree(tree: Tree | Growth) -> str:
-    """What `read_tree` reads as `tree`, as short as it can be said."""
-    if isinstance(tree, Growth):
-        return f"grow:{tree.width}x{tree.depth}x{tree.nodes}"
+def write_tree(tree: Tree | DynamicTree) -> str:
+    """What `read_tree` reads as `tree`, in the shortest form."""
+    if isinstance(tree, DynamicTree):
+        return f"dynamic:{tree.width}x{tree.depth}x{tree.nodes}"
     widths = [tree.children(depth) for depth in range(tree.depth)]
-    said = "x".join(map(str, widths))
+    text = "x".join(map(str, widths))
     if tree == Tree.chain(tree.depth):
         return f"chain:{tree.depth}"
     if tree == Tree.branching(widths):
-        return said
+        return text
     if tree == Tree.comb(widths):
-        return f"comb:{said}"
+        return f"comb:{text}"
     paths = {0: []}
     for node, parent in enumerate(tree.parents[1:], start=1):
         paths[node] = [*paths[parent], int(tree.ranks[node])]
     return json.dumps([paths[node] for node in range(tree.size) if not tree.inner[node]])
 
 
-def _growth(text: str, width: int, depth: int, nodes: int, context: int) -> Growth:
+def _dynamic(text: str, width: int, depth: int, nodes: int, context: int) -> DynamicTree:
     _check_size(text, nodes, context)
     try:
-        grown = Growth(width, depth, nodes)
+        dynamic = DynamicTree(width, depth, nodes)
     except ValueError as error:
         raise ValueError(f"tree={text!r}: {error}") from None
-    if grown.made > MADE * context:
+    if dynamic.drafted > MOST_DRAFTED * context:
         raise ValueError(
-            f"tree={text!r} makes {grown.made} nodes to choose {nodes} of: no more than "
-            f"{MADE * context}, {MADE} for each place of the target's context"
+            f"tree={text!r} drafts {dynamic.drafted} nodes to keep {nodes} of: no more than "
+            f"{MOST_DRAFTED * context}, {MOST_DRAFTED} for each place of the target's context"
         )
-    return grown
+    return dynamic
 
 
 def _check_size(text: str, size: int, context: int) -> None:

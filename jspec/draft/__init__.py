@@ -1,1 +1,1 @@
-"""Drafters: the policies that turn a draft, or no model at all, into candidates."""
+"""Drafts and drafters: what proposes candidates, along which tree, and when it stops."""

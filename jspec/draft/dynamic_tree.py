@@ -1,4 +1,4 @@
-"""A tree of guesses that grows where a rule scores them best (EAGLE-2, sections 4.1 and 4.2)."""
+"""Drafting a dynamic tree, which expands where the rule scores best (EAGLE-2, section 4)."""
 
 from typing import NamedTuple
 
@@ -6,20 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.core.candidates import Candidates, Dice, Rule
-from jspec.core.penalties import Ahead
-from jspec.core.sampling import Sampling, warp
-from jspec.core.tree import Growth
-from jspec.draft.protocol import Text
-from jspec.draft.static_tree import NO_ROW, Carry, Level, Run, root_of
+from jspec.core.candidates import Candidates, Randomness, Rule
+from jspec.core.penalties import TreeContext
+from jspec.core.sampling import SamplingParams, process_logits
+from jspec.core.tree import DynamicTree
+from jspec.draft.protocol import DraftContext
+from jspec.draft.static_tree import NO_ROW, Carry, RunDraft, TreeLevel
 
 
-class _Made(NamedTuple):
-    """Guesses in the order in which they were made, every field `[B, G]`.
+class _Drafted(NamedTuple):
+    """Nodes in the order in which they were drafted, every field `[B, G]`.
 
     Attributes:
       score: the sum of what the rule gives for every step of the path, at most its parent's.
-      parent: the row of the parent in the draft's block; row: its own, -1 if it got no children.
+      parent: the row of the parent in the draft's block; row: its own, -1 if it has no children.
     """
 
     token: Array
@@ -29,8 +29,8 @@ class _Made(NamedTuple):
     row: Array
 
 
-class _Front(NamedTuple):
-    """The nodes of a level that get children: T of them, in the order of their making.
+class _Frontier(NamedTuple):
+    """The nodes of a level that are expanded: T of them, in the order of their drafting.
 
     Attributes:
       token, score: `[B, T]`, as above.
@@ -39,94 +39,95 @@ class _Front(NamedTuple):
 
     token: Array
     score: Array
-    level: Level
+    level: TreeLevel
 
 
-def expand(
+def draft_dynamic_tree(
     carry: Carry,
-    text: Text,
-    dice: Dice,
-    sampling: Sampling,
+    context: DraftContext,
+    noise: Randomness,
+    sampling: SamplingParams,
     *,
-    tree: Growth,
+    tree: DynamicTree,
     rule: Rule,
-    run: Run,
+    run: RunDraft,
 ) -> tuple[Candidates, Array, Carry]:
-    """Guesses below the root as `growing.grow` does it, with a tree of its own for every sequence.
+    """Drafts below the root as `draft_static_tree` does, with a tree of its own for every sequence.
 
-    The nodes stand in the order in which they were made: breadth-first, parents before children.
+    The nodes are in the order in which they were drafted: breadth-first, parents before children.
     """
-    batch = len(text.length)
-    root = root_of(text)
-    alone = Level(0, 0, jnp.full((batch, 1), NO_ROW), jnp.ones((batch, 1, 1), bool))
-    front = _Front(root, jnp.zeros((batch, 1)), alone)
-    run_so_far, levels, made = root[:, :0], [], []
+    batch, root = len(context.length), context.root
+    alone = TreeLevel(0, 0, jnp.full((batch, 1), NO_ROW), jnp.ones((batch, 1, 1), bool))
+    frontier = _Frontier(root, jnp.zeros((batch, 1)), alone)
+    tokens_run, levels, drafted = root[:, :0], [], []
     for depth in range(tree.depth):
-        level = front.level
-        _, logits, carry = run(level, front.token, carry)
-        run_so_far = jnp.concatenate([run_so_far, front.token], axis=1)
-        ahead = Ahead(run_so_far[:, 1:], level.mask[..., 1:])
-        logits = warp(logits, sampling, text.history, ahead)
-        places = np.arange(level.start, run_so_far.shape[1])
-        tokens, _ = rule.draw(dice, logits, tree=tree, depth=depth, nodes=places)
-        steps = rule.score(dice, logits, tokens, sampling, depth=depth)
-        below = _children(front, tokens, steps)
+        level = frontier.level
+        _, logits, carry = run(level, frontier.token, carry)
+        tokens_run = jnp.concatenate([tokens_run, frontier.token], axis=1)
+        above = TreeContext(tokens_run[:, 1:], jnp.asarray(level.mask[..., 1:]))
+        logits = process_logits(logits, sampling, context.counts, above)
+        places = np.arange(level.start, tokens_run.shape[1])
+        tokens, _ = rule.draw(noise, logits, tree=tree, depth=depth, nodes=places)
+        scores = rule.score(noise, logits, tokens, sampling, depth=depth)
+        below = _children(frontier, tokens, scores)
         levels.append(level)
         if depth + 1 < tree.depth:
-            below, front = _advance(front, below, tree.width)
-        made.append(below)
-    made = _Made(*(jnp.concatenate(parts, axis=1) for parts in zip(*made, strict=True)))
-    candidates, rows = _choose(root, made, _block_mask(levels), tree.size)
+            below, frontier = _expand(frontier, below, tree.width)
+        drafted.append(below)
+    drafted = _Drafted(*(jnp.concatenate(parts, axis=1) for parts in zip(*drafted, strict=True)))
+    candidates, rows = _rerank(root, drafted, _block_mask(levels), tree.size)
     return candidates, rows, carry
 
 
 def best(scores: Array, count: int) -> Array:
     """The places of the `count` best of `[B, G]` scores, in the order in which they stand.
 
-    Of equal scores the earlier is the better. A child is made after its parent and scores no more,
-    so whoever is better than the parent is better than the child: no child is chosen without it.
+    Of equal scores the earlier is the better. A child is drafted after its parent and scores no
+    more, so a node that is better than the parent is better than the child: no child is chosen
+    without its parent.
     """
     place = jnp.arange(scores.shape[1])
     mine, other = scores[:, :, None], scores[:, None, :]
     better = (other > mine) | ((other == mine) & (place[None] < place[:, None])[None])
-    kept = better.sum(axis=-1) < count
-    rank = jnp.where(kept, jnp.cumsum(kept, axis=-1) - 1, count)
+    chosen = better.sum(axis=-1) < count
+    rank = jnp.where(chosen, jnp.cumsum(chosen, axis=-1) - 1, count)
     return jnp.argmax(rank[:, None, :] == jnp.arange(count)[None, :, None], axis=-1)
 
 
-def _children(front: _Front, tokens: Array, steps: Array) -> _Made:
-    """The guesses `[B, T, W]` below a level, none of which got children as yet."""
-    # Never more likely than the parent, whatever the rule says; what is not a number is the least.
-    steps = jnp.where(steps > -jnp.inf, jnp.minimum(steps, 0), -jnp.inf)
+def _children(frontier: _Frontier, tokens: Array, scores: Array) -> _Drafted:
+    """The nodes `[B, T, W]` below a level, none of which has children yet."""
+    # Never more likely than the parent, whatever the rule says; NaN is the least.
+    scores = jnp.where(scores > -jnp.inf, jnp.minimum(scores, 0), -jnp.inf)
     batch, nodes, width = tokens.shape
     flat = batch, nodes * width
-    parent = front.level.start + jnp.repeat(jnp.arange(nodes), width)
-    return _Made(
+    parent = frontier.level.start + jnp.repeat(jnp.arange(nodes), width)
+    return _Drafted(
         token=tokens.reshape(flat),
-        score=(front.score[..., None] + steps).reshape(flat),
-        depth=jnp.full(flat, front.level.depth + 1),
+        score=(frontier.score[..., None] + scores).reshape(flat),
+        depth=jnp.full(flat, frontier.level.depth + 1),
         parent=jnp.broadcast_to(parent, flat),
         row=jnp.full(flat, NO_ROW),
     )
 
 
-def _advance(front: _Front, made: _Made, width: int) -> tuple[_Made, _Front]:
-    """The best of a level are run next: they get rows, and become the front."""
-    above = front.level
+def _expand(frontier: _Frontier, drafted: _Drafted, width: int) -> tuple[_Drafted, _Frontier]:
+    """The best of a level are run next: they get rows, and become the frontier."""
+    above = frontier.level
     start = above.start + above.mask.shape[1]
-    chosen = best(made.score, width)
+    chosen = best(drafted.score, width)
     token, score, parent = (
-        jnp.take_along_axis(x, chosen, axis=1) for x in (made.token, made.score, made.parent)
+        jnp.take_along_axis(x, chosen, axis=1)
+        for x in (drafted.token, drafted.score, drafted.parent)
     )
     seen = jnp.take_along_axis(above.mask, (parent - above.start)[..., None], axis=1)
     own = jnp.broadcast_to(jnp.eye(width, dtype=bool), (len(seen), width, width))
-    level = Level(above.depth + 1, start, parent, jnp.concatenate([seen, own], axis=-1))
+    level = TreeLevel(above.depth + 1, start, parent, jnp.concatenate([seen, own], axis=-1))
     batch = jnp.arange(len(chosen))[:, None]
-    row = made.row.at[batch, chosen].set(start + jnp.arange(width)[None])
-    return made._replace(row=row), _Front(token, score, level)
+    row = drafted.row.at[batch, chosen].set(start + jnp.arange(width)[None])
+    return drafted._replace(row=row), _Frontier(token, score, level)
 
 
-def _block_mask(levels: list[Level]) -> Array:
+def _block_mask(levels: list[TreeLevel]) -> Array:
     """`[B, R, R]`: which of the rows that were run each of them sees."""
     rows = levels[-1].mask.shape[-1]
     missing = (rows - level.mask.shape[-1] for level in levels)
@@ -139,17 +140,17 @@ def _block_mask(levels: list[Level]) -> Array:
     )
 
 
-def _choose(root: Array, made: _Made, seen: Array, size: int) -> tuple[Candidates, Array]:
-    """The root `[B, 1]` and the best of what was made, `size` nodes, and `[B, N]` their rows."""
-    chosen = best(made.score, size - 1)
-    kept = _Made(*(jnp.take_along_axis(x, chosen, axis=1) for x in made))
+def _rerank(root: Array, drafted: _Drafted, mask: Array, size: int) -> tuple[Candidates, Array]:
+    """The root `[B, 1]` and the best of what was drafted, `size` nodes, and `[B, N]` their rows."""
+    chosen = best(drafted.score, size - 1)
+    nodes = _Drafted(*(jnp.take_along_axis(x, chosen, axis=1) for x in drafted))
     pad = jnp.zeros_like(root)
-    token = jnp.concatenate([root, kept.token], axis=1)
-    depth, row = (jnp.concatenate([pad, x], axis=1) for x in (kept.depth, kept.row))
-    # A node that was kept has its parent kept, and no two nodes have the same row.
-    parent = jnp.argmax(row[:, None, :] == kept.parent[:, :, None], axis=-1)
+    token = jnp.concatenate([root, nodes.token], axis=1)
+    depth, row = (jnp.concatenate([pad, x], axis=1) for x in (nodes.depth, nodes.row))
+    # A node that is chosen has its parent chosen, and no two nodes have the same row.
+    parent = jnp.argmax(row[:, None, :] == nodes.parent[:, :, None], axis=-1)
     batch = jnp.arange(len(root))[:, None, None]
-    above = seen[batch, kept.parent[:, :, None], row[:, None, :]] & (row != NO_ROW)[:, None, :]
+    above = mask[batch, nodes.parent[:, :, None], row[:, None, :]] & (row != NO_ROW)[:, None, :]
     above = jnp.pad(above, ((0, 0), (1, 0), (0, 0)))
     candidates = Candidates(
         tokens=token,

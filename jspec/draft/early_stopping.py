@@ -1,11 +1,11 @@
-"""A drafter that stops early: level by level something decides whether another is worth drafting.
+"""Early stopping: level by level a stop decides whether another one is worth drafting.
 
-What decides is asked before a level is drawn, and what was drawn is kept, so the text keeps its law
-under every rule. Under the coupled rule it is the same text.
+The stop is asked before a level is drawn, and what was drawn is kept, so the text keeps its
+distribution under every rule. Under the coupled rule it is the same text.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,30 +13,39 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.core.candidates import Candidates, Dice, Draws, Rule, drafted
-from jspec.core.sampling import Sampling
+from jspec.core.candidates import (
+    Candidates,
+    Randomness,
+    Rule,
+    check_buckets,
+    default_buckets,
+    num_drafted_levels,
+)
+from jspec.core.sampling import SamplingParams
 from jspec.core.tree import Tree
-from jspec.decode import check_slices, usual_slices
 from jspec.draft.feature_head import FeatureDrafter
-from jspec.draft.protocol import DrafterState, Text
+from jspec.draft.protocol import DraftContext, Drafter, DrafterState
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.static_tree import (
     NO_ROW,
     Carry,
-    Drawn,
-    Run,
-    draw_level,
-    gathered,
+    DraftedLevel,
+    RunDraft,
+    draft_level,
     inner_levels,
-    root_of,
     rows_of,
+    to_candidates,
 )
-from jspec.draft.stopping import Memory, Seen, Stop
+from jspec.draft.stopping import Stop, StopInputs, StopState
 from jspec.models.protocol import Output, Params
 
 
 class EarlyParams(NamedTuple):
-    """Parameters of the draft, and of what decides, which may have none."""
+    """Parameters of the draft, and of the stop, which may have none.
+
+    >>> EarlyParams(draft.params).stop
+    ()
+    """
 
     draft: Params
     stop: Params = ()
@@ -44,63 +53,79 @@ class EarlyParams(NamedTuple):
 
 @struct.dataclass
 class EarlyState:
-    """The drafter's own state, what is remembered of earlier rounds, and how many levels `[B]` each
-    row was given in the last one."""
+    """The drafter's own state, the stop's state over rounds, and how many levels `[B]` each row had
+    in the last one."""
 
     drafter: DrafterState
-    memory: Memory
+    stop: StopState
     levels: Array
 
 
 @dataclass(frozen=True)
 class EarlyDrafter:
-    """A small model or a head that drafts no further than seems worth it.
+    """A small model or a head that drafts no further than its stop finds worth it.
+
+    >>> EarlyDrafter(SmallModelDrafter(draft.model, Tree.chain(8)), Confidence(0.3))
 
     Attributes:
-      stop: what decides.
-      slices: depths at which the target's pass may be cut off, the last of them the tree's; by
-        default every doubling.
+      stop: decides after each level.
+      buckets: depths at which the target's pass may be cut off, the last of them the tree's; by
+        default every power of two.
+
+    Raises `ValueError` for another drafter, a dynamic tree, or buckets that do not fit.
     """
 
     drafter: SmallModelDrafter | FeatureDrafter
     stop: Stop
-    slices: tuple[int, ...] = ()
+    buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.drafter, SmallModelDrafter | FeatureDrafter):
             raise ValueError(
-                f"drafter={type(self.drafter).__name__}: what decides reads a model's guesses, so "
+                f"drafter={type(self.drafter).__name__}: a stop reads a model's draft logits, so "
                 "give a small model or a head"
             )
-        if not isinstance(self.tree, Tree):
+        tree = self.drafter.tree
+        if not isinstance(tree, Tree):
             raise ValueError(
-                f"tree of {self.tree.size} nodes grows, and is cut to one size whatever was made: "
+                f"tree of {tree.size} nodes is dynamic, and has one size whatever was drafted: "
                 "drafting stops early along static trees, such as chain:8"
             )
-        if not self.slices:
-            object.__setattr__(self, "slices", usual_slices(self.tree.depth))
-        check_slices(self.slices, self.tree)
+        if not self.buckets:
+            object.__setattr__(self, "buckets", default_buckets(tree.depth))
+        check_buckets(self.buckets, tree)
 
     @property
     def tree(self) -> Tree:
-        return self.drafter.tree
+        """As `Drafter.tree`."""
+        tree = self.drafter.tree
+        assert isinstance(tree, Tree)
+        return tree
 
     @property
-    def draws(self) -> Draws:
-        return self.drafter.draws
+    def source(self) -> str:
+        """As `Drafter.source`."""
+        return self.drafter.source
 
-    def read(self, output: Output) -> Array | None:
-        return self.drafter.read(output)
+    @property
+    def undrafted_levels(self) -> int:
+        """As `Drafter.undrafted_levels`."""
+        return 0
+
+    def read_hidden_states(self, output: Output) -> Array | None:
+        """As `Drafter.read_hidden_states`."""
+        return self.drafter.read_hidden_states(output)
 
     def start(
         self, params: EarlyParams, tokens: Array, length: Array, *rest: Any, **sizes: int
     ) -> EarlyState:
+        """As `Drafter.start`."""
         if not isinstance(params, EarlyParams):
             raise ValueError(
-                f"params={type(params).__name__}: a drafter that stops early has EarlyParams, the "
-                "draft's and those of what decides"
+                f"params={type(params).__name__}: a drafter that stops early takes EarlyParams, "
+                "the draft's and the stop's"
             )
-        self.stop.check(params.stop)
+        self.stop.check_params(params.stop)
         started = self.drafter.start(params.draft, tokens, length, *rest, **sizes)
         return EarlyState(started, self.stop.start(len(length)), jnp.zeros_like(length))
 
@@ -108,76 +133,95 @@ class EarlyDrafter:
         self,
         params: EarlyParams,
         state: EarlyState,
-        text: Text,
-        dice: Dice,
-        sampling: Sampling,
+        context: DraftContext,
+        noise: Randomness,
+        sampling: SamplingParams,
         *,
         rule: Rule,
     ) -> tuple[Candidates, EarlyState]:
-        self.stop.admit(rule)
-        guess = functools.partial(
-            grow_until, stop=self.stop, weights=params.stop, memory=state.memory
+        """As `Drafter.propose`."""
+        self.stop.check_compatible(rule)
+        draft_tree = functools.partial(
+            draft_until_stopped, stop=self.stop, stop_params=params.stop, stop_state=state.stop
         )
         candidates, drafter = self.drafter.propose(
-            params.draft, state.drafter, text, dice, sampling, rule=rule, guess=guess
+            params.draft, state.drafter, context, noise, sampling, rule=rule, draft_tree=draft_tree
         )
-        state = state.replace(drafter=drafter, levels=drafted(candidates, self.tree))
-        return candidates.replace(slices=self.slices), state
+        state = replace(state, drafter=drafter, levels=num_drafted_levels(candidates, self.tree))
+        return replace(candidates, buckets=self.buckets), state
 
     def commit(self, state: EarlyState, path: Array, count: Array, output: Output) -> EarlyState:
-        return state.replace(
+        """As `Drafter.commit`."""
+        accepted = jnp.maximum(count - 1, 0)
+        return replace(
+            state,
             drafter=self.drafter.commit(state.drafter, path, count, output),
-            memory=self.stop.learn(state.memory, jnp.maximum(count - 1, 0), state.levels),
+            stop=self.stop.update(state.stop, accepted, state.levels),
         )
 
 
-def grow_until(
+def check_drafter(rule: Rule, drafter: Drafter) -> None:
+    """Raises `ValueError` if the rule is not exact for the drafter's candidates, or if its stop can
+    decide nothing under the rule."""
+    rule.check_compatible(drafter.tree, drafter.source)
+    early = early_drafter_of(drafter)
+    if early is not None:
+        early.stop.check_compatible(rule)
+
+
+def early_drafter_of(drafter: Drafter) -> EarlyDrafter | None:
+    """The part of a drafter that stops early, if there is one."""
+    inner = getattr(drafter, "drafter", None)
+    return next((one for one in (drafter, inner) if isinstance(one, EarlyDrafter)), None)
+
+
+def draft_until_stopped(
     carry: Carry,
-    text: Text,
-    dice: Dice,
-    sampling: Sampling,
+    context: DraftContext,
+    noise: Randomness,
+    sampling: SamplingParams,
     *,
     tree: Tree,
     rule: Rule,
-    run: Run,
+    run: RunDraft,
     stop: Stop,
-    weights: Params,
-    memory: Memory,
+    stop_params: Params,
+    stop_state: StopState,
 ) -> tuple[Candidates, Array, Carry]:
-    """Guesses as `growing.grow` does it, to the first level that is not worth it.
+    """Drafts as `draft_static_tree` does, down to the first level that is not worth it.
 
     A row that stops has no nodes below, whatever other rows do; the draft runs on for as long as
-    any row goes on.
+    any row continues.
     """
-    guesses, levels, ran = root_of(text), [], []
-    # Dice by which a guess is then refused must not sway whether there is a guess.
-    shared = dice if hasattr(rule, "score") else None
-    going, worth = text.running, jnp.ones(text.length.shape)
-    for new, level in inner_levels(tree):
+    tokens, levels, ran = context.root, [], []
+    # Noise by which a draft token is then rejected must not decide whether there is one.
+    shared_noise = noise if rule.drafter_invariant else None
+    going, confidence = context.running, jnp.ones(context.length.shape)
+    for nodes, level in inner_levels(tree):
 
-        def draw(
-            carry: Carry, new=new, level=level, guesses=guesses, worth=worth
-        ) -> tuple[Drawn, Array, Carry]:
-            drawn, carry = draw_level(
-                new, level, guesses, carry, text, dice, sampling, tree=tree, rule=rule, run=run
+        def draft(
+            carry: Carry, nodes=nodes, level=level, tokens=tokens, confidence=confidence
+        ) -> tuple[DraftedLevel, Array, Carry]:
+            drafted, carry = draft_level(
+                nodes, level, tokens, carry, context, noise, sampling, tree=tree, rule=rule, run=run
             )
-            seen = Seen(rule, shared, sampling, level.depth, *drawn[:3])
-            return drawn, stop.judge(weights, memory, worth, seen), carry
+            inputs = StopInputs(rule, shared_noise, sampling, level.depth, *drafted[:3])
+            return drafted, stop.score(stop_params, stop_state, confidence, inputs), carry
 
-        def nothing(carry: Carry, draw=draw) -> tuple[Drawn, Array, Carry]:
-            shapes = jax.eval_shape(draw, carry)[:2]
+        def skip(carry: Carry, draft=draft) -> tuple[DraftedLevel, Array, Carry]:
+            shapes = jax.eval_shape(draft, carry)[:2]
             return *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), carry
 
         ran.append(jnp.any(going))
-        drawn, worth, carry = jax.lax.cond(ran[-1], draw, nothing, carry)
-        drawn = drawn._replace(there=drawn.there & going[:, None])
-        guesses = jnp.concatenate([guesses, drawn.tokens], axis=1)
-        levels.append(drawn)
-        going &= worth > stop.threshold
+        drafted, confidence, carry = jax.lax.cond(ran[-1], draft, skip, carry)
+        drafted = drafted._replace(valid=drafted.valid & going[:, None])
+        tokens = jnp.concatenate([tokens, drafted.tokens], axis=1)
+        levels.append(drafted)
+        going &= confidence > stop.threshold
     ran = jnp.stack(ran)
-    rows = jnp.asarray(rows_of(tree))
-    # The last level has leaves alone.
-    run_there = jnp.append(ran, False)[jnp.asarray(tree.depths)]
-    rows = jnp.broadcast_to(jnp.where(run_there, rows, NO_ROW), guesses.shape)
-    candidates = gathered(guesses, levels, tree=tree, rule=rule)
-    return candidates.replace(levels=ran.sum()), rows, carry
+    # The last level has leaves alone, which a draft does not run.
+    node_ran = jnp.append(ran, False)[jnp.asarray(tree.depths)]
+    rows = jnp.where(node_ran, jnp.asarray(rows_of(tree)), NO_ROW)
+    rows = jnp.broadcast_to(rows, tokens.shape)
+    candidates = to_candidates(tokens, levels, tree=tree, rule=rule)
+    return replace(candidates, num_levels=ran.sum()), rows, carry

@@ -1,15 +1,14 @@
-"""Prompt look-up: what followed the last time that the sequence read like this. No model."""
+"""Prompt lookup (n-gram): what followed the last time that the sequence read like this."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.core.candidates import Candidates, Dice, Draws, Rule
-from jspec.core.sampling import Sampling
-from jspec.core.tree import Growth, Tree
-from jspec.draft.protocol import Text
+from jspec.core.candidates import CHOSEN, Candidates, Randomness, Rule
+from jspec.core.sampling import SamplingParams
+from jspec.core.tree import DynamicTree, Tree
+from jspec.draft.protocol import DraftContext
 from jspec.models.protocol import Output, Params
 
 
@@ -17,20 +16,31 @@ from jspec.models.protocol import Output, Params
 class LookupDrafter:
     """Copies what followed earlier occurrences of the last tokens, the longest match first.
 
-    A copy that reaches the end of the sequence goes on from its own beginning, so a loop is
+    A copy that reaches the end of the sequence continues from its own beginning, so a loop is
     followed for as long as it lasts. Each chain of a fork starts with another token.
+
+    >>> LookupDrafter(Tree.chain(8))
 
     Attributes:
       tree: a chain or a fork; it branches at the root alone.
-      longest: the most tokens to match; shortest: the fewest that make a guess.
+      longest: the most tokens to match; shortest: the fewest that are copied from.
     """
 
     tree: Tree
     longest: int = 4
     shortest: int = 1
-    draws: ClassVar[Draws] = Draws.DRAFTER
 
-    def read(self, output: Output) -> None:
+    @property
+    def source(self) -> str:
+        """As `Drafter.source`."""
+        return CHOSEN
+
+    @property
+    def undrafted_levels(self) -> int:
+        """As `Drafter.undrafted_levels`."""
+        return 0
+
+    def read_hidden_states(self, output: Output) -> None:
         """It needs nothing of the target."""
 
     def __post_init__(self) -> None:
@@ -39,14 +49,14 @@ class LookupDrafter:
                 f"shortest={self.shortest}, longest={self.longest}: "
                 "a match is at least one token and at most the longest"
             )
-        if isinstance(self.tree, Growth):
+        if isinstance(self.tree, DynamicTree):
             raise ValueError(
-                f"tree of {self.tree.size} nodes grows by scores, and look-up has none: use a "
-                "chain or a fork"
+                f"tree of {self.tree.size} nodes is dynamic and needs scores, which prompt lookup "
+                "has not: use a chain or a fork"
             )
         if any(self.tree.children(depth) > 1 for depth in range(1, self.tree.depth)):
             raise ValueError(
-                f"tree of {self.tree.size} nodes branches below its root: look-up copies "
+                f"tree of {self.tree.size} nodes branches below its root: prompt lookup copies "
                 "one continuation a match, so use a chain or a fork"
             )
 
@@ -55,48 +65,49 @@ class LookupDrafter:
         params: Params,
         tokens: Array,
         length: Array,
-        features: None,
+        hidden_states: Array | None,
         *,
         capacity: int,
         chunk: int,
     ) -> tuple[()]:
+        """As `Drafter.start`."""
         return ()
 
     def propose(
         self,
         params: Params,
         state: tuple[()],
-        text: Text,
-        dice: Dice,
-        sampling: Sampling,
+        context: DraftContext,
+        noise: Randomness,
+        sampling: SamplingParams,
         *,
         rule: Rule,
     ) -> tuple[Candidates, tuple[()]]:
-        tokens, length = text.tokens, text.length
-        rows = jnp.arange(len(length))
-        tree = self.tree
-        root = tokens[rows, length - 1]
+        """As `Drafter.propose`."""
+        tokens, length = context.tokens, context.length
+        rows, tree = jnp.arange(len(length)), self.tree
         matched = self._matched(tokens, length)
         following = jnp.roll(tokens, -1, axis=1)
         score = matched * tokens.shape[1] + jnp.arange(tokens.shape[1])[None]
-        chains, found = [], []
+        chains, valid = [], []
         for _ in range(tree.children(0)):
             score = jnp.where(matched >= self.shortest, score, -1)
             best = jnp.argmax(score, axis=-1)
             chains.append(_copy(tokens, best, length, tree.depth))
-            found.append(score[rows, best] >= 0)
+            valid.append(score[rows, best] >= 0)
             matched = jnp.where(following == following[rows, best][:, None], 0, matched)
         chain = _first_ancestor(tree)
-        guesses = jnp.stack(chains, axis=1)[:, chain, tree.depths[1:] - 1]
-        valid = jnp.stack(found, axis=1)[:, chain]
+        drafted = jnp.stack(chains, axis=1)[:, chain, tree.depths[1:] - 1]
+        valid = jnp.stack(valid, axis=1)[:, chain]
         candidates = Candidates(
-            tokens=jnp.concatenate([root[:, None], guesses], axis=1),
+            tokens=jnp.concatenate([context.root, drafted], axis=1),
             parent=jnp.broadcast_to(jnp.asarray(tree.parents), (len(length), tree.size)),
             valid=jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True),
         )
         return candidates, state
 
     def commit(self, state: tuple[()], path: Array, count: Array, output: Output) -> tuple[()]:
+        """As `Drafter.commit`."""
         return state
 
     def _matched(self, tokens: Array, length: Array) -> Array:

@@ -2,48 +2,81 @@
 
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jspec.core.candidates import Candidates, Dice, Draws, Rule
-from jspec.core.penalties import History
-from jspec.core.sampling import Sampling
-from jspec.core.tree import Growth, Tree
+from jspec.core.candidates import Candidates, Randomness, Rule
+from jspec.core.penalties import TokenCounts
+from jspec.core.sampling import SamplingParams
+from jspec.core.tree import DynamicTree, Tree
 from jspec.models.protocol import Output, Params
 
 DrafterState = Any
 
 
 @struct.dataclass
-class Text:
-    """What is written so far: of `tokens` `[B, M]` the first `length` `[B]`, the last of which is
-    the root; `history` counts them. Rows that are not `running` `[B]` are written no more."""
+class DraftContext:
+    """What a draft continues.
+
+    Attributes:
+      tokens: `[B, M]`, the first `length` `[B]` of them valid; the last valid one is the root.
+      counts: how often each token occurs.
+      running: `[B]` bool; other rows emit nothing more.
+    """
 
     tokens: Array
     length: Array
-    history: History
+    counts: TokenCounts
     running: Array
+
+    @property
+    def root(self) -> Array:
+        """`[B, 1]` the last tokens."""
+        return self.from_end(1)[:, None]
+
+    def from_end(self, count: int) -> Array:
+        """`[B]` the token that is `count` from the end; 1 is the root."""
+        rows = jnp.arange(len(self.length))
+        return self.tokens[rows, self.length - count]
 
 
 class Drafter(Protocol):
-    """A policy. Hashable, so that jit takes it as a static argument; its state is a pytree.
+    """The policy that turns a draft, or no model at all, into candidates.
 
-    Under coupled verification nothing that a drafter does can change the text, only the speed.
+    Hashable, so that jit takes it as a static argument; its state is a pytree. Under coupled
+    verification nothing that a drafter does can change the text, only the speed.
+
+    >>> drafter = LookupDrafter(Tree.chain(8))
+    >>> drafter.tree.depth, drafter.source
+    (8, 'chosen by the drafter')
     """
 
-    tree: Tree | Growth
-    draws: Draws
-    """Where its candidates come from."""
+    @property
+    def tree(self) -> Tree | DynamicTree:
+        """The shape of its candidates."""
+        ...
 
-    def read(self, output: Output) -> Array | None:
+    @property
+    def source(self) -> str:
+        """Where its candidates come from: `SAMPLED`, `CHOSEN`, or a word that a rule knows."""
+        ...
+
+    @property
+    def undrafted_levels(self) -> int:
+        """How many levels at the top of its trees are not the draft's; 0 but in a study."""
+        ...
+
+    def read_hidden_states(self, output: Output) -> Array | None:
         """What it takes of the target's pass over a prompt: `[B, T, E]`, or nothing."""
+        ...
 
     def start(
         self,
         params: Params,
         tokens: Array,
         length: Array,
-        features: Array | None,
+        hidden_states: Array | None,
         *,
         capacity: int,
         chunk: int,
@@ -53,26 +86,29 @@ class Drafter(Protocol):
         The last of these is the root. `capacity` and `chunk` are `prefill`'s.
 
         Args:
-          features: `[B, P, E]` what it read at the tokens before the root.
+          hidden_states: `[B, P, E]` what it read at the tokens before the root.
         """
+        ...
 
     def propose(
         self,
         params: Params,
         state: DrafterState,
-        text: Text,
-        dice: Dice,
-        sampling: Sampling,
+        context: DraftContext,
+        noise: Randomness,
+        sampling: SamplingParams,
         *,
         rule: Rule,
     ) -> tuple[Candidates, DrafterState]:
-        """Guesses what follows the root, with the dice that the rule rolled."""
+        """Candidates for what follows the root, with the noise of the rule."""
+        ...
 
     def commit(
         self, state: DrafterState, path: Array, count: Array, output: Output
     ) -> DrafterState:
-        """The state once the first `count` `[B]` nodes of `path` `[B, A]` are kept.
+        """The state once the first `count` `[B]` nodes of `path` `[B, A]` are accepted.
 
         Args:
           output: the target's pass over all nodes.
         """
+        ...

@@ -1,4 +1,4 @@
-"""A static tree of guesses, grown level by level with the dice of a rule."""
+"""Drafting along a static tree, level by level: children are what the rule draws."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jspec.core.candidates import Candidates, Dice, Rule
-from jspec.core.penalties import Ahead
-from jspec.core.sampling import Sampling, warp
+from jspec.core.candidates import Candidates, Randomness, Rule
+from jspec.core.penalties import TreeContext
+from jspec.core.sampling import SamplingParams, process_logits
 from jspec.core.tree import Tree
-from jspec.draft.protocol import Text
+from jspec.draft.protocol import DraftContext
 
 Carry = TypeVar("Carry")
 NO_ROW = -1
 
 
-class Level(NamedTuple):
-    """What a draft runs at a depth: T nodes that get children, each the next row of its block.
+class TreeLevel(NamedTuple):
+    """What a draft runs at a depth: T nodes that have children, each the next row of its block.
 
     Attributes:
       start: how many rows come before them.
@@ -33,97 +33,97 @@ class Level(NamedTuple):
     mask: np.ndarray | Array
 
 
-class Drawn(NamedTuple):
+class DraftedLevel(NamedTuple):
     """What a level of T nodes was given.
 
     Attributes:
-      hidden: `[B, T, D]` the draft's; logits: `[B, T, V]` its warped logits.
-      children: `[B, T, W]` what was drawn from them.
-      tokens, there: `[B, n]` the nodes of the level below, and which of them there are.
+      hidden: `[B, T, D]` the draft's; logits: `[B, T, V]` its processed logits.
+      children: `[B, T, W]` the tokens that were drawn from them.
+      tokens, valid: `[B, n]` the nodes of the level below, and which of them exist.
     """
 
     hidden: Array
     logits: Array
     children: Array
     tokens: Array
-    there: Array
+    valid: Array
 
 
-Run = Callable[[Level, Array, Carry], tuple[Array, Array, Carry]]
+RunDraft = Callable[[TreeLevel, Array, Carry], tuple[Array, Array, Carry]]
 """A draft. Given a level, the tokens `[B, T]` of its nodes and the carry, returns its hidden states
 `[B, T, D]`, their logits `[B, T, V]` over the target's vocabulary, and the new carry."""
 
-Grow = Callable[..., tuple[Candidates, Array, Carry]]
-"""`grow`, or another way with its signature to guess below a root."""
+DraftTree = Callable[..., tuple[Candidates, Array, Carry]]
+"""`draft_static_tree`, or another function with its signature that drafts below a root."""
 
 
-def grow(
+def draft_static_tree(
     carry: Carry,
-    text: Text,
-    dice: Dice,
-    sampling: Sampling,
+    context: DraftContext,
+    noise: Randomness,
+    sampling: SamplingParams,
     *,
     tree: Tree,
     rule: Rule,
-    run: Run,
+    run: RunDraft,
 ) -> tuple[Candidates, Array, Carry]:
-    """Guesses below the root, the last token of the text; children are what the rule draws.
+    """Drafts below the root, one level after the other.
 
     Returns:
-      The candidates, `[B, N]` the row that each node is in the draft's block, -1 for those that it
+      The candidates, `[B, N]` the row that each node has in the draft's block, -1 for those that it
       did not run, and the carry.
     """
-    guesses, levels = root_of(text), []
-    for new, level in inner_levels(tree):
-        drawn, carry = draw_level(
-            new, level, guesses, carry, text, dice, sampling, tree=tree, rule=rule, run=run
+    tokens, levels = context.root, []
+    for nodes, level in inner_levels(tree):
+        drafted, carry = draft_level(
+            nodes, level, tokens, carry, context, noise, sampling, tree=tree, rule=rule, run=run
         )
-        guesses = jnp.concatenate([guesses, drawn.tokens], axis=1)
-        levels.append(drawn)
-    rows = jnp.broadcast_to(jnp.asarray(rows_of(tree)), guesses.shape)
-    return gathered(guesses, levels, tree=tree, rule=rule), rows, carry
+        tokens = jnp.concatenate([tokens, drafted.tokens], axis=1)
+        levels.append(drafted)
+    rows = jnp.broadcast_to(jnp.asarray(rows_of(tree)), tokens.shape)
+    return to_candidates(tokens, levels, tree=tree, rule=rule), rows, carry
 
 
-def root_of(text: Text) -> Array:
-    """`[B, 1]` the last tokens."""
-    return text.tokens[jnp.arange(len(text.length)), text.length - 1][:, None]
-
-
-def draw_level(
-    new: np.ndarray,
-    level: Level,
-    guesses: Array,
+def draft_level(
+    nodes: np.ndarray,
+    level: TreeLevel,
+    tokens: Array,
     carry: Carry,
-    text: Text,
-    dice: Dice,
-    sampling: Sampling,
+    context: DraftContext,
+    noise: Randomness,
+    sampling: SamplingParams,
     *,
     tree: Tree,
     rule: Rule,
-    run: Run,
-) -> tuple[Drawn, Carry]:
-    """Runs the draft on the nodes `new` `[T]` of a level, and draws their children.
+    run: RunDraft,
+) -> tuple[DraftedLevel, Carry]:
+    """Runs the draft on the `nodes` `[T]` of a level, and draws their children.
 
     Args:
-      guesses: `[B, n]` the tokens of all nodes so far.
+      tokens: `[B, n]` of all nodes so far.
     """
-    hidden, logits, carry = run(level, guesses[:, new], carry)
-    ahead = Ahead(guesses[:, 1:], jnp.asarray(tree.mask[new, 1 : guesses.shape[1]]))
-    logits = warp(logits, sampling, text.history, ahead)
-    children, there = rule.draw(dice, logits, tree=tree, depth=level.depth, nodes=new)
+    hidden, logits, carry = run(level, tokens[:, nodes], carry)
+    above = TreeContext(tokens[:, 1:], jnp.asarray(tree.mask[nodes, 1 : tokens.shape[1]]))
+    logits = process_logits(logits, sampling, context.counts, above)
+    children, valid = rule.draw(noise, logits, tree=tree, depth=level.depth, nodes=nodes)
     below = tree.level(level.depth + 1)
-    place = np.searchsorted(new, tree.parents[below]), tree.ranks[below]
-    return Drawn(hidden, logits, children, children[:, *place], there[:, *place]), carry
+    place = np.searchsorted(nodes, tree.parents[below]), tree.ranks[below]
+    return DraftedLevel(hidden, logits, children, children[:, *place], valid[:, *place]), carry
 
 
-def gathered(guesses: Array, levels: Sequence[Drawn], *, tree: Tree, rule: Rule) -> Candidates:
-    """The tree whose nodes are `guesses` `[B, N]`, as they were drawn level by level."""
-    root = jnp.ones((len(guesses), 1), bool)
+def to_candidates(
+    tokens: Array, levels: Sequence[DraftedLevel], *, tree: Tree, rule: Rule
+) -> Candidates:
+    """The tree whose nodes are `tokens` `[B, N]`, as they were drafted level by level."""
+    root = jnp.ones((len(tokens), 1), bool)
+    logits = None
+    if rule.needs_draft_logits:
+        logits = jnp.concatenate([level.logits for level in levels], axis=1)
     return Candidates(
-        tokens=guesses,
-        parent=jnp.broadcast_to(jnp.asarray(tree.parents), guesses.shape),
-        valid=jnp.concatenate([root, *(drawn.there for drawn in levels)], axis=1),
-        logits=jnp.concatenate([x.logits for x in levels], axis=1) if rule.WEIGHS else None,
+        tokens=tokens,
+        parent=jnp.broadcast_to(jnp.asarray(tree.parents), tokens.shape),
+        valid=jnp.concatenate([root, *(level.valid for level in levels)], axis=1),
+        draft_logits=logits,
     )
 
 
@@ -132,12 +132,12 @@ def rows_of(tree: Tree) -> np.ndarray:
     return np.where(tree.inner, np.cumsum(tree.inner) - 1, NO_ROW)
 
 
-def inner_levels(tree: Tree) -> Iterator[tuple[np.ndarray, Level]]:
+def inner_levels(tree: Tree) -> Iterator[tuple[np.ndarray, TreeLevel]]:
     """All but the last level, and which nodes `[T]` of it are inner ones."""
     rows, run = rows_of(tree), np.array([], int)
     for depth in range(tree.depth):
         level = tree.level(depth)
-        new = level.start + np.flatnonzero(tree.inner[level])
-        start, run = len(run), np.append(run, new)
-        parent = rows[np.array(tree.parents)[new]] if depth else np.array([NO_ROW])
-        yield new, Level(depth, start, parent, tree.mask[np.ix_(new, run)])
+        nodes = level.start + np.flatnonzero(tree.inner[level])
+        start, run = len(run), np.append(run, nodes)
+        parent = rows[np.array(tree.parents)[nodes]] if depth else np.array([NO_ROW])
+        yield nodes, TreeLevel(depth, start, parent, tree.mask[np.ix_(nodes, run)])

@@ -1,1 +1,1 @@
-"""Files of other projects, read and written: models in Hugging Face's layout."""
+"""Files in and out: model folders, heads, tokenizers and stop networks."""

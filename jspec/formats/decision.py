@@ -1,63 +1,69 @@
-"""Networks that decide how far a draft guesses, as two files: what they are, and their weights.
+"""Stop networks as two files: a description and the weights.
 
-They lie in a folder of their own, or beside the draft, where readers of models leave them alone.
+They are in a folder of their own, or beside the draft, where readers of models ignore them.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jspec.draft.stop_networks import LAW_SIZES, HiddenNetwork, LawNetwork, Network
-from jspec.draft.stopping import check_threshold
 from jspec.formats.fields import LARGEST, Fields, number
 from jspec.formats.folder import read_json, write_json
-from jspec.formats.tensors import listed, write_tensors
+from jspec.formats.weights import file_tensors, write_tensors
 from jspec.models.protocol import Params
+from jspec.models.stop_networks import (
+    DISTRIBUTION_SIZES,
+    NETWORKS,
+    PUBLISHED_THRESHOLD,
+    StopNetwork,
+)
 
 ABOUT, WEIGHTS = "decision.json", "decision.safetensors"
-KINDS: dict[str, type[Network]] = {"hidden": HiddenNetwork, "law": LawNetwork}
+# Earlier files call the kind that reads the draft's distribution so.
+EARLIER_KINDS = {"law": "distribution"}
 FIELDS = ("kind", "sizes", "threshold", "width", "temperatures")
 STORED = "F32"
 
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """A network that was taught, and for whom.
+    """A trained stop network, and for which draft.
 
     Attributes:
-      params: as `network.init` gives them.
-      width: of the hidden states of its draft.
-      temperatures: of the texts that it was taught on.
+      params: as `network.init` returns them.
+      width: of its draft's hidden states.
+      temperatures: of the texts that it was trained on.
+      threshold: the score above which another level is drafted.
+
+    >>> network = NETWORKS["distribution"](DISTRIBUTION_SIZES)
+    >>> Decision(network, (), 768, temperatures=(0.0, 1.0)).threshold
+    0.4
     """
 
-    network: Network
+    network: StopNetwork
     params: Params
     width: int
     temperatures: tuple[float, ...]
-
-    @property
-    def kind(self) -> str:
-        """One of `KINDS`."""
-        return next(kind for kind, its in KINDS.items() if type(self.network) is its)
+    threshold: float = PUBLISHED_THRESHOLD
 
 
 def save_decision(folder: str | Path, decision: Decision) -> None:
-    """Writes both files, in the place of those that are there; what lies beside them stays."""
+    """Writes both files over those that are there; other files beside them stay."""
     folder = Path(folder).expanduser()
-    decision.network.check(decision.params)
+    decision.network.check_params(decision.params)
     tensors = {
         f"layers.{layer}.{name}": np.asarray(x, np.float32)
         for layer, weights in enumerate(decision.params)
         for name, x in weights.items()
     }
     about = {
-        "kind": decision.kind,
+        "kind": decision.network.kind,
         "sizes": list(decision.network.sizes),
-        "threshold": decision.network.threshold,
+        "threshold": decision.threshold,
         "width": decision.width,
         "temperatures": list(decision.temperatures),
     }
@@ -65,7 +71,7 @@ def save_decision(folder: str | Path, decision: Decision) -> None:
     partial = folder / f".{WEIGHTS}.partial"
     try:
         write_tensors(folder, tensors, partial.name)
-        # Weights without the file that says what they are count for nothing.
+        # Without the description, weights are ignored.
         (folder / ABOUT).unlink(missing_ok=True)
         partial.replace(folder / WEIGHTS)
     finally:
@@ -76,9 +82,10 @@ def save_decision(folder: str | Path, decision: Decision) -> None:
 def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
     """Reads what `save_decision` wrote, checked to the last key.
 
+    Raises `ValueError` that names the field or tensor that is wrong.
+
     Args:
-      width: of the hidden states of the draft that it is for; one that was taught for another width
-        is refused.
+      width: of the hidden states of the draft; a network for another width is refused.
     """
     folder = Path(folder).expanduser()
     about, weights = folder / ABOUT, folder / WEIGHTS
@@ -93,15 +100,15 @@ def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
         raise ValueError(f"{about}: {str(error).removeprefix(f'{about} ')}") from None
     if width is not None and decision.width != width:
         raise ValueError(
-            f"{about}: width={decision.width}, and the draft's hidden states have {width}: teach "
+            f"{about}: width={decision.width}, and the draft's hidden states have {width}: train "
             "one for this draft by jspec decide"
         )
     params = _read_weights(weights, decision.network)
-    return Decision(decision.network, params, decision.width, decision.temperatures)
+    return replace(decision, params=params)
 
 
 def _read_about(fields: Fields) -> Decision:
-    """All but the weights."""
+    """Everything but the weights."""
     for name in FIELDS:
         if name not in fields:
             raise ValueError(f"{name} is missing: write it again by jspec decide")
@@ -109,24 +116,27 @@ def _read_about(fields: Fields) -> Decision:
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not known: {', '.join(FIELDS)} are")
     kind, sizes, threshold = (fields[name] for name in ("kind", "sizes", "threshold"))
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is not known: {' or '.join(KINDS)} is")
+    kind = EARLIER_KINDS.get(kind, kind) if isinstance(kind, str) else kind
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        raise ValueError(f"kind={kind!r} is not known: {' or '.join(NETWORKS)} is")
     whole = isinstance(sizes, list) and all(type(x) is int and 0 < x <= LARGEST for x in sizes)
     if not whole:
         raise ValueError(f"sizes={sizes!r}: give positive whole numbers, from the input to 1")
-    if not _is_number(threshold):
-        raise ValueError(f"threshold={threshold!r}: must lie between 0 (never stop) and 1")
-    check_threshold(threshold)
-    network, width = KINDS[kind](tuple(sizes), threshold), number(fields, "width")
-    read = width if kind == "hidden" else LAW_SIZES[0]
+    if not _is_number(threshold) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold!r}: must be between 0 (never stop) and 1")
+    network, width = NETWORKS[kind](tuple(sizes)), number(fields, "width")
+    read = width if kind == "hidden" else DISTRIBUTION_SIZES[0]
     if sizes[0] != read:
         raise ValueError(f"sizes={sizes}: a network of kind={kind!r} reads {read} numbers here")
-    return Decision(network, (), width, _temperatures(fields["temperatures"]))
+    return Decision(network, (), width, _temperatures(fields["temperatures"]), threshold)
 
 
 def _temperatures(given: Any) -> tuple[float, ...]:
-    right = isinstance(given, list) and given
-    if not right or not all(_is_number(x) and 0 <= x <= sys.float_info.max for x in given):
+    if (
+        not isinstance(given, list)
+        or not given
+        or not all(_is_number(x) and 0 <= x <= sys.float_info.max for x in given)
+    ):
         raise ValueError(f"temperatures={given!r}: give a list of numbers that are not negative")
     return tuple(map(float, given))
 
@@ -135,12 +145,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_weights(file: Path, network: Network) -> Params:
-    """The parameters of the network, in memory, so that any device may take them."""
+def _read_weights(file: Path, network: StopNetwork) -> Params:
+    """The parameters of the network, in memory, so that any device can use them."""
     layers = list(enumerate(pairwise(network.sizes)))
     shapes = {f"layers.{layer}.weight": (out, into) for layer, (into, out) in layers}
     shapes |= {f"layers.{layer}.bias": (out,) for layer, (_, out) in layers}
-    stored = {tensor.key: tensor for tensor in listed(file)}
+    stored = {tensor.key: tensor for tensor in file_tensors(file)}
     if stored.keys() != shapes.keys():
         differing = ", ".join(sorted(stored.keys() ^ shapes.keys()))
         raise ValueError(

@@ -1,8 +1,8 @@
-"""EAGLE's heads and FSPAD's as their authors wrote them: `config.json` and keys, both ways.
+"""EAGLE's heads and FSPAD's, in their authors' layout: `config.json` and keys, both ways.
 
-The configuration is a Llama's of one layer. The keys are that layer's, which has no norm before
-attention, beside those of the matrix that fuses embedding and feature, in this order. Which of the
-four heads it is, the keys and the height of the last matrix tell.
+The configuration is that of a Llama of one layer. The keys are those of the layer, which has no
+norm before attention, and those of the matrix that fuses embedding and feature, in this order. The
+keys and the rows of the last matrix say which of the four heads it is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,20 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 from jspec.config import ModelConfig
-from jspec.formats import families, llama
-from jspec.formats.embedding import unlike
+from jspec.formats import families
 from jspec.formats.fields import Fields, flag
-from jspec.formats.tensors import Stored
+from jspec.formats.head_layout import (
+    EMBEDDING,
+    HeadLayout,
+    Serving,
+    check_written,
+    embedding_difference,
+)
+from jspec.formats.llama import LLAMA
+from jspec.formats.weights import Stored
 from jspec.models.heads import FeatureLayer, Head
 from jspec.models.protocol import EmbeddingModel, Params
 
-MODULE, OF = FeatureLayer, "EAGLE or FSPAD"
-EMBEDDING = "embed_tokens.weight"
 DOWN = "layers.0.mlp.down_proj.weight"
-# Ours and theirs.
+# From our parameters to theirs.
 LAYER = {
     ours.removeprefix("layer_{}."): theirs.removeprefix("model.").format(0)
-    for ours, theirs in llama.KEYS.items()
+    for ours, theirs in LLAMA.keys.items()
     if ours.startswith("layer_{}.") and "attention_norm" not in ours
 }
 FUSED = {"fuse.weight": "fc.weight", "fuse.bias": "fc.bias"}
@@ -37,23 +42,20 @@ SAMPLED = {
 }
 
 
-def keys(head: Head, names: Iterable[str] = ()) -> dict[str, str]:
-    """Keys in the file by paths in our tree."""
+def _keys(head: Head, _names: Iterable[str]) -> dict[str, str]:
     return {**LAYER, **(SAMPLED if head.module.sampling else FUSED)}
 
 
-def spare(
-    head: Head, target: EmbeddingModel, params: Params, name: str, tensor: Stored
+def _check_extra(
+    _head: Head, target: EmbeddingModel, params: Params, name: str, tensor: Stored
 ) -> str | None:
-    """What is wrong with a tensor that is no parameter; None if it does not belong there."""
-    return unlike(name, tensor, target, params) if name == EMBEDDING else None
+    return embedding_difference(name, tensor, target, params) if name == EMBEDDING else None
 
 
-def read_head(
-    config: Fields, stored: Mapping[str, Stored], target: EmbeddingModel, params: Params
+def _read_head(
+    config: Fields, stored: Mapping[str, Stored], _target: EmbeddingModel, _params: Params
 ) -> Head:
-    """The head that a folder holds; raises `ValueError` that names the field or the key."""
-    found = read_config(config)
+    found = _read_layer(config)
     sampling = any(name.startswith("fc.fc.") for name in stored)
     fused = SAMPLED if sampling else FUSED
     bias, name = flag(config, "bias", True), fused["fuse.bias"]
@@ -64,49 +66,38 @@ def read_head(
             f'"bias": {str(not bias).lower()} if the head was trained so (true where it is absent)'
         )
     rows = stored[DOWN].shape[:1] if DOWN in stored else ()
-    return Head(FeatureLayer(found, sampling, rows == (2 * found.width,), bias), found)
+    return Head(FeatureLayer(found, sampling, rows == (2 * found.hidden_size,), bias), found)
 
 
-def write_head(head: Head, rest: Mapping[str, Any], served: Any = None) -> dict[str, Any]:
-    """The `config.json` of a head; raises `ValueError` for one that this layout does not hold.
-
-    Args:
-      rest: fields that every configuration has.
-    """
+def _write_head(head: Head, rest: Mapping[str, Any], _serving: Serving | None) -> dict[str, Any]:
     config = head.config
-    try:
-        again = read_config(write_config(config))
-    except ValueError as error:
-        raise ValueError(f"head: {error}") from None
-    names = [name for name, value in vars(config).items() if getattr(again, name) != value]
-    if names:
-        fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in names)
-        raise ValueError(f"head has {fields}, which the layout of EAGLE has not: change it")
-    # True is left unsaid: readers made for Llama take the field for biases of attention.
-    bias = {} if head.module.bias else {"bias": False}
-    return {**write_config(config), **bias, **rest}
+    alone = config.attention_bias and not config.out_bias
+    biases = {"attention_bias": False, "qkv_bias": True} if alone else {}
+    written = {**LLAMA.write_config(config), **biases}
+    check_written(config, "EAGLE", _read_layer, written)
+    # True is not written: readers made for Llama take the field for biases of attention.
+    return {**written, **({} if head.module.bias else {"bias": False}), **rest}
 
 
-def read_config(config: Fields) -> ModelConfig:
-    """The layer that a `config.json` describes."""
+def _read_layer(config: Fields) -> ModelConfig:
     kind = config.get("model_type")
     if kind not in ("llama", "qwen2"):
         raise ValueError(f"model_type={kind!r} is not read where a head is: llama and qwen2 are")
     found = families.read_config(config)
-    if found.layers != 1:
+    if found.num_hidden_layers != 1:
         raise ValueError(
-            f"num_hidden_layers={found.layers}: a head of this layout has 1, so take another head"
+            f"num_hidden_layers={found.num_hidden_layers}: a head of this layout has 1, so take "
+            "another head"
         )
-    if found.window is not None:
-        raise ValueError(f"sliding_window={found.window}: a head sees all, so it must be null")
-    if found.feedforward_bias:
+    if found.sliding_window is not None:
+        raise ValueError(
+            f"sliding_window={found.sliding_window}: a head sees all, so it must be null"
+        )
+    if found.mlp_bias:
         raise ValueError("mlp_bias=true: a head of this layout has none")
     return replace(found, attention_bias=flag(config, "qkv_bias", found.attention_bias))
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """The same fields as they write them."""
-    alone = config.attention_bias and not config.out_bias
-    return llama.write_config(config) | (
-        {"attention_bias": False, "qkv_bias": True} if alone else {}
-    )
+EAGLE = HeadLayout(
+    "eagle", "EAGLE or FSPAD", FeatureLayer, _keys, _check_extra, _read_head, _write_head
+)

@@ -1,25 +1,32 @@
-"""EAGLE-3's heads as SafeAILab, SpecForge and SGLang have them: `config.json` and keys, both ways.
+"""EAGLE-3's heads in two layouts: the authors', and that of the speculators library.
 
-The configuration is a Llama's of one layer, with what is EAGLE-3's beside it.
+SafeAILab, SpecForge and SGLang have the first: the configuration of a Llama of one layer, with
+EAGLE-3's fields beside it. vLLM serves the second as it is: the layer's configuration is in
+`transformer_layer_config`.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jspec.config import ModelConfig
-from jspec.formats import families, llama
-from jspec.formats.embedding import unlike
+from jspec.formats import families
 from jspec.formats.fields import Fields, flag, number, refuse
-from jspec.formats.tensors import Stored
-from jspec.formats.vocabulary import misplaced
+from jspec.formats.head_layout import (
+    EMBEDDING,
+    HeadLayout,
+    Serving,
+    check_d2t_tensor,
+    check_written,
+    embedding_difference,
+)
+from jspec.formats.llama import LLAMA
+from jspec.formats.weights import Stored
 from jspec.models.eagle3 import Eagle3, Eagle3Layer, eagle3, usual_layers
 from jspec.models.heads import Head
 from jspec.models.protocol import EmbeddingModel, Params
 
-MODULE, OF = Eagle3Layer, "EAGLE-3"
-EMBEDDING = "embed_tokens.weight"
 AUXILIARY, NESTED = "eagle_aux_hidden_state_layer_ids", "eagle_config"
-# What ModelOpt says of its heads, with the values that are EAGLE-3's.
+# What ModelOpt writes about its heads, with the values that are EAGLE-3's.
 MODELOPT = {
     "use_aux_hidden_state": True,
     "use_input_layernorm_in_first_layer": True,
@@ -27,7 +34,7 @@ MODELOPT = {
     "use_mtp_layernorm": False,
     "parallel_draft_step": 1,
 }
-# Ours and theirs.
+# From our parameters to theirs.
 OUTER = {
     "embedding": EMBEDDING,
     "fusion.weight": "fc.weight",
@@ -40,103 +47,109 @@ INNER = {
     "feature_norm.weight": "hidden_norm.weight",
     **{
         ours.removeprefix("layer_{}."): theirs.removeprefix("model.layers.{}.")
-        for ours, theirs in llama.KEYS.items()
+        for ours, theirs in LLAMA.keys.items()
         if ours.startswith("layer_{}.") and "attention_norm" not in ours
     },
 }
-LAYER, LAYERS = "midlayer.", "layers.0."
+MIDLAYER, LAYERS = "midlayer.", "layers.0."
 
 
-def keys(head: Head, names: Iterable[str] = ()) -> dict[str, str]:
-    """Keys in the file by paths in our tree, as a folder that has `names` spells them."""
+def _keys(head: Head, names: Iterable[str]) -> dict[str, str]:
+    # ModelOpt writes the layer's names as speculators does.
     names = tuple(names)
-    # ModelOpt's spelling.
-    other = any(x.startswith(LAYERS) for x in names) and not any(x.startswith(LAYER) for x in names)
-    return keys_below(LAYERS if other else LAYER, head)
+    midlayer = any(name.startswith(MIDLAYER) for name in names)
+    modelopt = any(name.startswith(LAYERS) for name in names) and not midlayer
+    return _keys_below(LAYERS if modelopt else MIDLAYER, head)
 
 
-def keys_below(layer: str, head: Head) -> dict[str, str]:
-    """The same where those of the layer begin with `layer`."""
+def _keys_below(layer: str, head: Head) -> dict[str, str]:
+    """The keys of a file in which those of the layer begin with `layer`."""
     norms = {f"layer_norm_{i}.weight": f"fc_norm.{i}.weight" for i in range(len(head.layers))}
     return {**OUTER, **norms, **{ours: layer + theirs for ours, theirs in INNER.items()}}
 
 
-def spare(
-    head: Head, target: EmbeddingModel, params: Params, name: str, tensor: Stored
+def _check_extra(
+    head: Head, _target: EmbeddingModel, _params: Params, name: str, tensor: Stored
 ) -> str | None:
-    """What is wrong with a tensor that is no parameter; None if it does not belong there."""
     # An embedding that is not the target's is the head's own, and so a parameter.
-    return "" if name == EMBEDDING else misplaced(head, name, tensor)
+    return "" if name == EMBEDDING else check_d2t_tensor(head, name, tensor)
 
 
-def read_head(
+def _read_head(
     config: Fields, stored: Mapping[str, Stored], target: EmbeddingModel, params: Params
 ) -> Eagle3:
-    """The head that a folder holds; raises `ValueError` that names the field or the key.
-
-    Args:
-      target: which it was made for; params: the target's.
-    """
-    layer = read_layer(config)
-    own = EMBEDDING in stored and bool(unlike(EMBEDDING, stored[EMBEDDING], target, params))
-    return read_traits(
+    layer = _read_layer(config)
+    return _read_traits(
         config,
         layer,
-        layers=read_layers(config, target.config.layers),
-        own_embedding=own,
-        draft_vocabulary=number(config, "draft_vocab_size", layer.vocabulary),
-        # As the authors' code has it, where nothing is said.
+        layers=_read_layer_numbers(config, target.config.num_hidden_layers),
+        own_embedding=_has_own_embedding(stored, target, params),
+        draft_vocab_size=number(config, "draft_vocab_size", layer.vocab_size),
+        # The authors' code takes false where the field is absent.
         norm_before_residual=flag(config, "norm_before_residual"),
     )
 
 
-def read_traits(config: Fields, layer: ModelConfig, **known: Any) -> Eagle3:
-    """`eagle3` of `layer`, of what is `known`, and of the fields that mean the same everywhere."""
+def _has_own_embedding(
+    stored: Mapping[str, Stored], target: EmbeddingModel, params: Params
+) -> bool:
+    tensor = stored.get(EMBEDDING)
+    return tensor is not None and bool(embedding_difference(EMBEDDING, tensor, target, params))
+
+
+def _read_traits(config: Fields, layer: ModelConfig, **known: Any) -> Eagle3:
+    """`eagle3` of `layer`, what is `known`, and the fields that mean the same in both layouts."""
     refuse(config, num_aux_hidden_states=len(known["layers"]))
-    if known["draft_vocabulary"] > layer.vocabulary:
+    if known["draft_vocab_size"] > layer.vocab_size:
         raise ValueError(
-            f"draft_vocab_size={known['draft_vocabulary']} and vocab_size={layer.vocabulary}: a "
+            f"draft_vocab_size={known['draft_vocab_size']} and vocab_size={layer.vocab_size}: a "
             "head has at most the target's tokens, which vocab_size counts"
         )
-    width = number(config, "target_hidden_size", layer.width)
-    if width != layer.width and not known["own_embedding"]:
+    width = number(config, "target_hidden_size", layer.hidden_size)
+    if width != layer.hidden_size and not known["own_embedding"]:
         raise ValueError(
-            f"target_hidden_size={width} and hidden_size={layer.width}, and {EMBEDDING} is "
+            f"target_hidden_size={width} and hidden_size={layer.hidden_size}, and {EMBEDDING} is "
             "missing or the target's: where the two differ a head has an embedding of its own"
         )
-    norms = {name: flag(config, name) for name in ("norm_output", "fc_norm", "norm_before_fc")}
-    return eagle3(layer, target_width=width, **known, **norms)
+    return eagle3(
+        layer,
+        target_hidden_size=width,
+        norm_output=flag(config, "norm_output"),
+        fc_norm=flag(config, "fc_norm"),
+        norm_before_fc=flag(config, "norm_before_fc"),
+        **known,
+    )
 
 
-def read_layer(config: Fields) -> ModelConfig:
-    """The layer that a configuration describes."""
+def _read_layer(config: Fields) -> ModelConfig:
     kind = config.get("model_type")
     if kind != "llama":
         raise ValueError(f"model_type={kind!r} is not read where an EAGLE-3 head is: llama is")
     refuse(config, tie_word_embeddings=False)
     found = families.read_config(config)
-    if found.layers != 1:
+    if found.num_hidden_layers != 1:
         raise ValueError(
-            f"num_hidden_layers={found.layers}: a head of this layout has 1, so take another head"
+            f"num_hidden_layers={found.num_hidden_layers}: a head of this layout has 1, so take "
+            "another head"
         )
     return found
 
 
-def read_layers(config: Fields, count: int) -> tuple[int, ...]:
+def _read_layer_numbers(config: Fields, count: int) -> tuple[int, ...]:
     """The layers, of a target of `count`, whose inputs the head reads.
 
-    Beside the other fields, where vLLM looks, they are what we mean: a number is the layer whose
-    input is read. In `eagle_config`, where SpecForge and ModelOpt write them and SGLang adds 1, it
-    is the layer whose output is.
+    At the top level, where vLLM looks, a number means the layer whose input is read, as ours do. In
+    `eagle_config`, where SpecForge and ModelOpt write and SGLang adds 1, it means the layer whose
+    output is read.
     """
     nested = config.get(NESTED) or {}
     if not isinstance(nested, dict):
         raise ValueError(f"{NESTED}={nested!r} must be an object, or absent")
     refuse(nested, **MODELOPT)
-    said = {AUXILIARY: (config, 0), f"{NESTED}.{AUXILIARY}": (nested, 1)}
+    places = {AUXILIARY: (config, 0), f"{NESTED}.{AUXILIARY}": (nested, 1)}
     found = {
-        name: _listed(name, fields[AUXILIARY], offset, count)
-        for name, (fields, offset) in said.items()
+        name: _layer_list(name, fields[AUXILIARY], offset, count)
+        for name, (fields, offset) in places.items()
         if fields.get(AUXILIARY)
     }
     if len(set(found.values())) > 1:
@@ -153,53 +166,8 @@ def read_layers(config: Fields, count: int) -> tuple[int, ...]:
         raise ValueError(f"{AUXILIARY} is missing, and {error}") from None
 
 
-def write_head(head: Eagle3, rest: Mapping[str, Any], served: Any = None) -> dict[str, Any]:
-    """The `config.json` of a head; raises `ValueError` for one that this layout does not hold.
-
-    Args:
-      rest: fields that every configuration has.
-    """
-    return {
-        **write_layer(head),
-        "architectures": ["LlamaForCausalLMEagle3"],
-        **write_traits(head),
-        # vLLM multiplies it wherever it is there, so null would not do.
-        "target_hidden_size": head.target_width,
-        # One less, as `read_layers` says.
-        NESTED: {"use_aux_hidden_state": True, AUXILIARY: [i - 1 for i in head.layers]},
-        **rest,
-    }
-
-
-def write_layer(head: Eagle3) -> dict[str, Any]:
-    """The layer as a Llama."""
-    written = llama.write_config(head.config)
-    try:
-        again = read_layer(written)
-    except ValueError as error:
-        raise ValueError(f"head: {error}") from None
-    lost = [name for name, value in vars(head.config).items() if getattr(again, name) != value]
-    if lost:
-        fields = ", ".join(f"{name}={getattr(head.config, name)!r}" for name in lost)
-        raise ValueError(f"head has {fields}, which the layout of EAGLE-3 has not: change it")
-    return written
-
-
-def write_traits(head: Eagle3) -> dict[str, Any]:
-    """What is EAGLE-3's, nothing left to a reader's default."""
-    module = head.module
-    return {
-        "draft_vocab_size": head.draft_vocabulary,
-        "norm_before_residual": module.norm_before_residual,
-        "norm_before_fc": module.norm_before_fc,
-        "fc_norm": module.fc_norm,
-        "norm_output": module.norm_output,
-        AUXILIARY: list(head.layers),
-    }
-
-
-def _listed(name: str, layers: Any, offset: int, count: int) -> tuple[int, ...]:
-    """Layers that a field lists, as the numbers of those whose inputs are read."""
+def _layer_list(name: str, layers: Any, offset: int, count: int) -> tuple[int, ...]:
+    """The layers of a field, as the numbers of those whose inputs are read."""
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
         raise ValueError(f"{name}={layers!r} must be a list of layers")
     found = tuple(layer + offset for layer in layers)
@@ -210,3 +178,134 @@ def _listed(name: str, layers: Any, offset: int, count: int) -> tuple[int, ...]:
             "made for this one"
         )
     return found
+
+
+def _write_head(head: Eagle3, rest: Mapping[str, Any], _serving: Serving | None) -> dict[str, Any]:
+    return {
+        **_write_layer(head),
+        "architectures": ["LlamaForCausalLMEagle3"],
+        **_write_traits(head),
+        # vLLM multiplies it wherever it is present, so null would not do.
+        "target_hidden_size": head.target_hidden_size,
+        # One less, as `_read_layer_numbers` explains.
+        NESTED: {"use_aux_hidden_state": True, AUXILIARY: [i - 1 for i in head.layers]},
+        **rest,
+    }
+
+
+def _write_layer(head: Eagle3) -> dict[str, Any]:
+    written = LLAMA.write_config(head.config)
+    check_written(head.config, "EAGLE-3", _read_layer, written)
+    return written
+
+
+def _write_traits(head: Eagle3) -> dict[str, Any]:
+    """EAGLE-3's fields; none is left to a reader's default."""
+    module = head.module
+    return {
+        "draft_vocab_size": head.draft_vocab_size,
+        "norm_before_residual": module.norm_before_residual,
+        "norm_before_fc": module.norm_before_fc,
+        "fc_norm": module.fc_norm,
+        "norm_output": module.norm_output,
+        AUXILIARY: list(head.layers),
+    }
+
+
+EAGLE3 = HeadLayout(
+    "eagle3",
+    "EAGLE-3",
+    Eagle3Layer,
+    _keys,
+    _check_extra,
+    _read_head,
+    _write_head,
+    always_d2t=True,
+)
+
+# The layout of speculators. The release whose fields these are:
+VERSION = "0.3.0"
+SPECULATORS_TYPE, LAYER_CONFIG = "speculators_model_type", "transformer_layer_config"
+RESIDUAL = "norm_before_residual"
+
+
+def _speculators_keys(head: Head, _names: Iterable[str]) -> dict[str, str]:
+    return _keys_below(LAYERS, head)
+
+
+def _read_speculators(
+    config: Fields, stored: Mapping[str, Stored], target: EmbeddingModel, params: Params
+) -> Eagle3:
+    kind = config.get(SPECULATORS_TYPE)
+    if kind != "eagle3":
+        raise ValueError(f"{SPECULATORS_TYPE}={kind!r} is not read: 'eagle3' is")
+    refuse(config, tie_word_embeddings=False, quantization_config=None)
+    fields = config.get(LAYER_CONFIG)
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"{LAYER_CONFIG}={fields!r} must be an object: the configuration of a Llama"
+        )
+    if config.get(RESIDUAL) is None:
+        raise ValueError(
+            f"{RESIDUAL} is missing: vLLM would take true, and speculators false, so write the one "
+            "that the head was trained with"
+        )
+    return _read_traits(
+        config,
+        _read_layer(fields),
+        layers=_read_layer_numbers(config, target.config.num_hidden_layers),
+        own_embedding=_has_own_embedding(stored, target, params),
+        draft_vocab_size=number(config, "draft_vocab_size"),
+        norm_before_residual=flag(config, RESIDUAL),
+    )
+
+
+def _write_speculators(
+    head: Eagle3, rest: Mapping[str, Any], serving: Serving | None
+) -> dict[str, Any]:
+    if serving is None:
+        raise ValueError(
+            "serving=None: the layout of speculators names the head's target, so give Serving"
+        )
+    if serving.speculative_tokens < 1:
+        raise ValueError(f"speculative_tokens={serving.speculative_tokens}: must be at least 1")
+    same_width = head.target_hidden_size == head.config.hidden_size
+    return {
+        "architectures": ["Eagle3Speculator"],
+        "auto_map": {"": "eagle3.Eagle3SpeculatorConfig"},
+        SPECULATORS_TYPE: "eagle3",
+        "speculators_version": VERSION,
+        **_write_traits(head),
+        "target_hidden_size": None if same_width else head.target_hidden_size,
+        "embed_requires_grad": head.module.own_embedding,
+        "tie_word_embeddings": False,
+        LAYER_CONFIG: {**_write_layer(head), **rest},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "proposal_methods": [
+                {
+                    "proposal_type": "greedy",
+                    "speculative_tokens": serving.speculative_tokens,
+                    "verifier_accept_k": 1,
+                    "accept_tolerance": 0.0,
+                }
+            ],
+            "default_proposal_method": "greedy",
+            "verifier": {
+                "name_or_path": serving.verifier,
+                "architectures": list(serving.architectures),
+            },
+        },
+    }
+
+
+SPECULATORS = HeadLayout(
+    "speculators",
+    "EAGLE-3",
+    Eagle3Layer,
+    _speculators_keys,
+    _check_extra,
+    _read_speculators,
+    _write_speculators,
+    needs_embedding=True,
+)

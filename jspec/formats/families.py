@@ -1,73 +1,70 @@
-"""The families of models whose folders we read and write, and which of them fits a model."""
+"""The model families whose folders are read and written, and which of them fits a model."""
 
 import dataclasses
-import re
-from types import ModuleType
 
 from jspec.config import ModelConfig
-from jspec.formats import gemma2, gemma3, llama, mistral, opt, qwen2, qwen3
+from jspec.formats import gemma, llama, opt
+from jspec.formats.decoder import Family
 from jspec.formats.fields import Fields
 
-# By model_type. Each has KEYS, read_config and write_config.
-FAMILIES: dict[str, ModuleType] = {
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "gemma2": gemma2,
-    "gemma3_text": gemma3,
-    "opt": opt,
+# A new family is one line here. A model is saved as the first one that fits it.
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        llama.LLAMA,
+        llama.MISTRAL,
+        llama.QWEN2,
+        llama.QWEN3,
+        gemma.GEMMA2,
+        gemma.GEMMA3,
+        opt.OPT,
+    )
 }
 ADVICE = {
     "gemma3": "save its language model alone, whose model_type is gemma3_text",
 }
 
 
-def family_of(config: Fields) -> str:
-    """The `model_type` of a `config.json`, which is one that we know."""
+def family_of(config: Fields) -> Family:
+    """The family of a `config.json`; raises `ValueError` for a `model_type` that is not known."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         advice = ADVICE.get(str(kind), f"{', '.join(FAMILIES)} are")
         raise ValueError(f"model_type={kind!r} is not known: {advice}")
-    return kind
+    return FAMILIES[kind]
 
 
 def read_config(config: Fields) -> ModelConfig:
-    """The model that a `config.json` describes."""
+    """The model that a `config.json` describes; raises `ValueError` that names the field."""
     if config.get("quantization_config"):
         raise ValueError("quantization_config is set: quantised weights are not read")
-    return FAMILIES[family_of(config)].read_config(config)
+    return family_of(config).read_config(config)
 
 
-def fitting(config: ModelConfig, family: str | None) -> str:
-    """The family whose `config.json` gives `config` back: `family`, or the first that does."""
-    if family is not None and family not in FAMILIES:
-        raise ValueError(f"family={family!r} is not known: {', '.join(FAMILIES)} are")
-    lost = {name: _lost(config, name) for name in ([family] if family else FAMILIES)}
-    best = min(lost, key=lambda name: len(lost[name]))
+def fitting_family(config: ModelConfig, name: str | None = None) -> Family:
+    """The family whose `config.json` gives `config` back: `name`, or the first that does.
+
+    Raises `ValueError` with the fields that would be lost where there is none.
+    """
+    if name is not None and name not in FAMILIES:
+        raise ValueError(f"family={name!r} is not known: {', '.join(FAMILIES)} are")
+    candidates = list(FAMILIES.values()) if name is None else [FAMILIES[name]]
+    lost = {family: _lost_fields(config, family) for family in candidates}
+    best = min(lost, key=lambda family: len(lost[family]))
     if lost[best]:
         fields = ", ".join(f"{name}={getattr(config, name)!r}" for name in lost[best])
         raise ValueError(
-            f"model has {fields}, which {best}, the nearest family, has not: change it"
+            f"model has {fields}, which {best.model_type}, the nearest family, does not have: "
+            "change it"
         )
     return best
 
 
-def key(family: str, path: tuple[str, ...]) -> str:
-    """A parameter's key in the file, from its path in our tree."""
-    keys, name = FAMILIES[family].KEYS, ".".join(path)
-    layer = re.match(r"layer_(\d+)\.", name)
-    if layer is None:
-        return keys[name]
-    return keys["layer_{}." + name[layer.end() :]].format(layer[1])
-
-
-def _lost(config: ModelConfig, family: str) -> list[str]:
+def _lost_fields(config: ModelConfig, family: Family) -> list[str]:
     """The fields of `config` that a family's `config.json` does not hold."""
-    module = FAMILIES[family]
     names = [field.name for field in dataclasses.fields(config)]
     try:
-        again = module.read_config(module.write_config(config))
+        again = family.read_config(family.write_config(config))
     except ValueError:
         return names
     return [name for name in names if getattr(config, name) != getattr(again, name)]

@@ -1,4 +1,4 @@
-"""Fields of a `config.json`, read with their types; what is wrong with one is told in a line."""
+"""Fields of a `config.json`, read with their types; what is wrong with one is said in a line."""
 
 import sys
 from collections.abc import Mapping
@@ -9,7 +9,11 @@ LARGEST = 2**31 - 1  # sizes and tokens are counted in int32
 
 
 def number(fields: Fields, name: str, default: float | None = None, kind: type = int) -> Any:
-    """A positive number: the field, or the default where it is absent or null."""
+    """A positive number: the field, or the default where it is absent or null.
+
+    >>> number({"hidden_size": 64}, "hidden_size")
+    64
+    """
     value = fields.get(name)
     value = default if value is None else value
     if value is None:
@@ -24,7 +28,7 @@ def number(fields: Fields, name: str, default: float | None = None, kind: type =
 
 
 def count(fields: Fields, name: str) -> int:
-    """How many of something, none included."""
+    """A whole number that may be 0."""
     return 0 if fields.get(name) == 0 else number(fields, name)
 
 
@@ -41,18 +45,18 @@ def flag(fields: Fields, name: str, default: bool = False) -> bool:
     return default if value is None else value
 
 
-def choice(fields: Fields, name: str, known: Mapping[str, str], default: str) -> str:
-    """Our word for theirs: the field's, or the default's where it is absent."""
+def choice(fields: Fields, name: str, known: tuple[str, ...], default: str) -> str:
+    """One of the known words: the field, or the default where it is absent."""
     value = fields.get(name, default)
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name}={value!r} is not read: {', '.join(known)} is")
-    return known[value]
+    return value
 
 
 def refuse(fields: Fields, **neutral: Any) -> None:
-    """Raises for fields that would change what is computed and that nothing here reads.
+    """Raises `ValueError` for fields that change what is computed and that nothing here reads.
 
-    `neutral` names them, each with the value that changes nothing; so does null.
+    `neutral` names them, each with the value that changes nothing; null changes nothing either.
     """
     for name, value in neutral.items():
         if fields.get(name) not in (None, value):

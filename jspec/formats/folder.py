@@ -1,10 +1,12 @@
-"""A model folder on disk: which files it has, its JSON, and how it is replaced whole."""
+"""A model folder: where it is, which files it has, its JSON, and how it is replaced whole."""
 
 import contextlib
 import json
+import re
+import shlex
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +29,69 @@ MODEL_FILES = (
     "generation_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
-    # A network that decides was taught for the draft that was there.
+    # A stop network was trained for the draft that was there.
     "decision.json",
     "decision.safetensors",
     *TOKENIZER_FILES,
 )
+SINGLE, PICKLE = "model.safetensors", "pytorch_model.bin"
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# The models and heads that ship with the package.
+ZOO, ZOO_NAMES = "zoo:", ("target", "wide", "distilled", "eagle", "fspad")
+ZOO_MODELS = Path(__file__).parents[1] / "zoo" / "models"
+
+
+def find(source: str | Path) -> Path:
+    """The local folder of a model or a head: a folder, `zoo:NAME`, or a name on the hub.
+
+    What is on the hub is downloaded first.
+    """
+    if isinstance(source, str) and source.startswith(ZOO):
+        return zoo_folder(source.removeprefix(ZOO))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"source={str(source)!r} is a file: give the folder that holds it")
+    if isinstance(source, Path) or not HUB_NAME.fullmatch(source):
+        raise FileNotFoundError(f"source={str(source)!r}: no such folder")
+    return _download(source)
+
+
+def zoo_folder(name: str) -> Path:
+    """The folder of one of `ZOO_NAMES`."""
+    if name not in ZOO_NAMES:
+        raise ValueError(
+            f"zoo:{name} is not in the zoo: {', '.join(ZOO + n for n in ZOO_NAMES)} are"
+        )
+    place = ZOO_MODELS / name
+    if not (place / "config.json").is_file():
+        raise FileNotFoundError(
+            f"zoo:{name} has no weights in {place}: install the package again, or train them by "
+            f"configs/zoo_{name}.py"
+        )
+    return place
+
+
+def find_file(source: str | Path, name: str) -> Path:
+    """A file of a model or a head; of a name on the hub nothing else is downloaded."""
+    local = isinstance(source, Path) or source.startswith(ZOO) or Path(source).expanduser().exists()
+    if local or not HUB_NAME.fullmatch(str(source)):
+        return find(source) / name
+    import huggingface_hub
+
+    return Path(_ask_hub(str(source), lambda: huggingface_hub.hf_hub_download(str(source), name)))
 
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
     """An empty folder to write a model into, renamed to `folder` once all is written.
 
-    A model that was there is replaced; files that are no model's are kept. A folder that holds
-    something else is refused.
+    A model that was there is replaced; other files are kept. Raises `FileExistsError` for a folder
+    that holds something else.
     """
     folder = folder.expanduser().resolve()
-    _refuse(folder)
+    _check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:
@@ -76,18 +125,19 @@ def write_text(file: Path, content: str) -> None:
 
 
 def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> list[str]:
-    """Notes in `file` what the work in its folder hangs on.
+    """Writes to `file` what the work in its folder depends on.
 
     Args:
-      fixed: the fields in which work that goes on cannot differ; what: a word for the work.
+      fixed: the fields that must not change when the work is resumed.
+      what: names the work in errors.
 
     Returns:
-      How the record differs from what was noted before, in words. Raises `ValueError`, naming the
-      fields, if the folder holds work that differs in a fixed one.
+      How the record differs from the one that was there, in words. Raises `ValueError` that names
+      the fields if it differs in a fixed one.
     """
-    ours = json.loads(json.dumps(record))
-    theirs = read_json(file) if file.is_file() else ours
-    now, then = (flatten_dict(work, sep=".") for work in (ours, theirs))
+    new = json.loads(json.dumps(record))
+    old = read_json(file) if file.is_file() else new
+    now, then = (flatten_dict(work, sep=".") for work in (new, old))
     differing = {
         name: f"{name}={now.get(name)!r} where it has {then.get(name)!r}"
         for name in {**now, **then}
@@ -97,16 +147,28 @@ def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: 
     other = [said for name, said in differing.items() if name.split(".")[0] in fixed]
     if other:
         raise ValueError(
-            f"{file.parent} holds another {what} ({', '.join(other)}): take another name, or go on "
-            "with that one"
+            f"{file.parent} holds another {what} ({', '.join(other)}): take another name, or "
+            "resume that one"
         )
     if jax.process_index() == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, ours)
+        write_json(file, new)
     return list(differing.values())
 
 
-def _refuse(folder: Path) -> None:
+def conversion(folder: Path) -> str:
+    """The command that turns a folder's one pickle into safetensors, in a shell with PyTorch."""
+    source, made = (json.dumps(str(folder / name)) for name in (PICKLE, SINGLE))
+    program = (
+        "import torch; from safetensors.torch import save_file; "
+        f'read = torch.load({source}, map_location="cpu", weights_only=True); '
+        f"save_file({{key: tensor.contiguous().clone() for key, tensor in read.items()}}, {made}, "
+        '{"format": "pt"})'
+    )
+    return f"python -c {shlex.quote(program)}"
+
+
+def _check_replaceable(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -134,3 +196,37 @@ def _swap(new: Path, folder: Path) -> None:
         if not ours and not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
     shutil.rmtree(old)
+
+
+def _download(name: str) -> Path:
+    import huggingface_hub
+
+    folder = _ask_hub(
+        name,
+        lambda: huggingface_hub.snapshot_download(
+            name,
+            allow_patterns=["*.json", "*.safetensors", *TOKENIZER_FILES],
+            ignore_patterns=["*/*", "consolidated*"],
+        ),
+    )
+    if not any(Path(folder).glob("*.safetensors")):
+        here = name.rpartition("/")[2]
+        raise FileNotFoundError(
+            f"source={name!r} has no safetensors on the hub, and pickles run code and are never "
+            f"opened; where it has a {PICKLE}, fetch and convert it once: hf download {name} "
+            f"--local-dir {here} && {conversion(Path(here))}"
+        )
+    return Path(folder)
+
+
+def _ask_hub(name: str, fetch: Callable[[], str]) -> str:
+    """What `fetch` returns; its errors in one line."""
+    try:
+        return fetch()
+    # Which errors the client raises depends on its release and on the transport.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(
+            f"source={name!r} is no local folder, and the hub did not give it: a local folder "
+            f"works without the hub ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,10 +1,9 @@
-"""Heads that read features, in the layouts in which they are exchanged, checked to the last key."""
+"""Heads as folders, in the layouts in which they are exchanged, checked to the last key."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,31 +13,51 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jspec.formats import eagle, eagle3, layouts, speculators
-from jspec.formats.embedding import embedding_shape
-from jspec.formats.folder import read_json, replacing, write_json
-from jspec.formats.hub import find
-from jspec.formats.speculators import Served
-from jspec.formats.tensors import Stored, list_tensors, write_tensors
-from jspec.formats.vocabulary import laid, read_vocabulary, write_vocabulary
-from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
+from jspec.formats.eagle import EAGLE
+from jspec.formats.eagle3 import EAGLE3, SPECULATORS, SPECULATORS_TYPE
+from jspec.formats.fields import Fields
+from jspec.formats.folder import find, read_json, replacing, write_json
+from jspec.formats.head_layout import (
+    EMBEDDING,
+    HeadLayout,
+    Serving,
+    embedding_shape,
+    place_d2t,
+    read_d2t,
+    write_d2t,
+)
+from jspec.formats.weights import (
+    Stored,
+    flat_params,
+    float_dtype,
+    list_tensors,
+    read_params,
+    to_stored,
+    write_tensors,
+)
 from jspec.models.heads import Head, HeadParams
 from jspec.models.protocol import EmbeddingModel, Params
 from jspec.models.transformer import check_layers
 from jspec.parallel.sharding import RULES, Rules, check
 
-# By `layouts.HEADS`, the one that a head is written in if nothing is said before others of its
-# kind. Each has MODULE and OF, which heads it holds, EMBEDDING, keys, spare, read_head, write_head.
-DIALECTS: dict[str, ModuleType] = {"eagle": eagle, "eagle3": eagle3, "speculators": speculators}
+# A head is written in the first layout that holds it, unless another is asked for.
+LAYOUTS: dict[str, HeadLayout] = {layout.name: layout for layout in (EAGLE, EAGLE3, SPECULATORS)}
 
 
 @dataclass(frozen=True, eq=False)
 class HeadCheckpoint:
-    """A head that was read.
+    """A head that was read, as `load_head` returns it.
 
     Attributes:
-      folder: where it was found; format: its layout there, one of `DIALECTS`.
+      folder: where it was found.
+      format: its layout there, a name of `LAYOUTS`.
       d2t: as `HeadParams` has it.
+
+    >>> import jspec
+    >>> target = jspec.load("zoo:target")
+    >>> head = jspec.load_head("zoo:eagle", target.model, target.params)
+    >>> head.format, head.head.kind
+    ('eagle', 'eagle')
     """
 
     head: Head
@@ -48,7 +67,7 @@ class HeadCheckpoint:
     d2t: Array | None = None
 
     def params_for(self, target: Params) -> HeadParams:
-        """What it guesses with, given its target's parameters."""
+        """What it drafts with, given its target's parameters."""
         return HeadParams(self.params, target, self.d2t)
 
 
@@ -63,20 +82,20 @@ def load_head(
 ) -> HeadCheckpoint:
     """Reads a head, one tensor at a time, for the target that it was made for.
 
-    Raises `ValueError` where the head's width, vocabulary or embedding is not the target's, and for
-    every key and shape that does not fit.
+    Raises `ValueError` where the head's hidden size, vocabulary or embedding is not the target's,
+    and for every key and shape that does not fit.
 
     Args:
-      source: a local folder, or a name on the Hugging Face hub.
-      target: whose features, embedding and head it uses; params: the target's.
-      dtype, mesh, rules: as `load` has them.
+      source: a local folder, a name on the Hugging Face hub, or `zoo:NAME`.
+      target: whose hidden states, embedding and output matrix it uses.
+      params: the target's.
+      dtype, mesh, rules: as `load` takes them.
     """
     dtype = float_dtype(dtype)
     folder = find(source)
     config, stored, layout = _open(folder)
-    dialect = DIALECTS[layout]
     try:
-        head = dialect.read_head(config, stored, target, params)
+        head = layout.read_head(config, stored, target, params)
         check_target(head, target, params)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
@@ -86,17 +105,17 @@ def load_head(
         folder,
         stored,
         head,
-        _names(dialect.keys(head, stored)),
-        functools.partial(dialect.spare, head, target, params),
+        _key_of(layout.keys(head, stored)),
+        functools.partial(layout.check_extra, head, target, params),
         dtype=dtype,
         mesh=mesh,
         rules=rules,
     )
     try:
-        d2t = laid(read_vocabulary(head, stored), mesh)
+        d2t = place_d2t(read_d2t(head, stored), mesh)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
-    return HeadCheckpoint(head, own, folder, layout, d2t)
+    return HeadCheckpoint(head, own, folder, layout.name, d2t)
 
 
 def save_head(
@@ -107,41 +126,42 @@ def save_head(
     d2t: Array | None = None,
     embedding: Any = None,
     dtype: Any = None,
-    format: str | None = None,
-    served: Served | None = None,
+    format: str | None = None,  # noqa: A002
+    serving: Serving | None = None,
 ) -> None:
-    """Writes a head that `load_head` and the layout's other readers read. All of it, or nothing.
+    """Writes a head that `load_head` and the layout's other readers read; all of it, or nothing.
 
     In a launch of several processes all of them call it, and the first writes.
 
     Args:
       folder: where to; a head that is there is replaced, other files beside it stay.
-      params: as `head.init` gives them.
+      params: as `head.init` returns them.
       d2t: as `HeadParams` has it, of a head that has fewer tokens than the target.
-      embedding: `[V, D]` the target's, which other readers expect in the file, and those of
-        `speculators` must have; ours do not. Of a head with its own, that one is written.
-      dtype: of the file; when None, that of the parameters.
-      format: the layout to write, one of `DIALECTS`; when None, `own_format`.
-      served: what vLLM is told, in the layout of `speculators`, which has to have it.
+      embedding: `[V, D]` the target's. Other readers expect it in the file, ours do not; the layout
+        `speculators` must have it. Of a head with an embedding of its own, that one is written.
+      dtype: of the file; None for that of the parameters.
+      format: the layout to write, a name of `LAYOUTS`; None for `native_format`.
+      serving: how vLLM serves it, which the layout `speculators` must have.
     """
-    format = own_format(head) if format is None else format
-    dialect = _holding(head, format)
+    layout = _layout_for(head, native_format(head) if format is None else format)
     weights = flat_params(head, params)
     dtype = float_dtype(jax.tree.leaves(params)[0].dtype if dtype is None else dtype)
-    config = dialect.write_head(head, _rest(dtype), served)
-    name = _names(dialect.keys(head))
-    tensors = {name(path): stored_array(x, dtype) for path, x in weights.items()}
-    if dialect.EMBEDDING not in tensors and embedding is not None:
-        shape = (head.config.vocabulary, head.config.width)
+    config = layout.write_head(head, _shared_fields(dtype), serving)
+    key = _key_of(layout.keys(head, ()))
+    tensors = {key(path): to_stored(x, dtype) for path, x in weights.items()}
+    if EMBEDDING not in tensors and embedding is not None:
+        shape = (head.config.vocab_size, head.config.hidden_size)
         if embedding.shape != shape:
             raise ValueError(
                 f"embedding is {embedding.shape}, and the head's target has {shape}: give that of "
                 "the target that it was made for"
             )
-        tensors[dialect.EMBEDDING] = stored_array(embedding, dtype)
-    if dialect is speculators and dialect.EMBEDDING not in tensors:
-        raise ValueError("embedding=None: the layout of speculators holds the target's, so give it")
-    tensors |= write_vocabulary(head, d2t, always=dialect is eagle3)
+        tensors[EMBEDDING] = to_stored(embedding, dtype)
+    if layout.needs_embedding and EMBEDDING not in tensors:
+        raise ValueError(
+            f"embedding=None: the layout of {layout.name} holds the target's, so give it"
+        )
+    tensors |= write_d2t(head, d2t, always=layout.always_d2t)
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
             write_json(partial / "config.json", config)
@@ -150,13 +170,12 @@ def save_head(
 
 
 def check_target(head: Head, target: EmbeddingModel, params: Params) -> None:
-    """Raises `ValueError` for a head that is not of the target's sizes, or reads layers that it
-    has not."""
-    vocabulary, width = embedding_shape(target, params)
-    alike = head.target_width == head.config.width
+    """Raises `ValueError` for a head of other sizes, or that reads layers that are not there."""
+    vocab_size, width = embedding_shape(target, params)
+    same_width = head.target_hidden_size == head.config.hidden_size
     sizes = {
-        "hidden_size" if alike else "target_hidden_size": (head.target_width, width),
-        "vocab_size": (head.config.vocabulary, vocabulary),
+        "hidden_size" if same_width else "target_hidden_size": (head.target_hidden_size, width),
+        "vocab_size": (head.config.vocab_size, vocab_size),
     }
     for field, (own, wanted) in sizes.items():
         if own != wanted:
@@ -164,62 +183,78 @@ def check_target(head: Head, target: EmbeddingModel, params: Params) -> None:
                 f"{field}={own}, and the target's is {wanted}: take the target that the head was "
                 "made for, or a head that was made for this one"
             )
-    check_layers(head.layers, target.config.layers)
+    check_layers(head.layers, target.config.num_hidden_layers)
+
+
+def layout_of(config: Fields, names: Iterable[str]) -> str | None:
+    """The name in `LAYOUTS` for a `config.json` and names of tensors; None for a whole model."""
+    names = tuple(names)
+
+    def some(*beginnings: str) -> bool:
+        return any(name.startswith(beginnings) for name in names)
+
+    if SPECULATORS_TYPE in config:
+        return SPECULATORS.name
+    if some("midlayer.", "d2t", "t2d", "hidden_norm.", "layers.0.hidden_norm."):
+        return EAGLE3.name
+    # A layer without a last norm is a head that lost its first matrix.
+    alone = some("layers.0.self_attn.") and "norm.weight" not in names
+    return EAGLE.name if some("fc.") or alone else None
 
 
 def head_layout(source: str | Path) -> str | None:
-    """The layout of a folder that holds a head, whether it is read or not; None for others."""
+    """`layout_of` a folder or a hub name; None for anything that is no head."""
     folder = find(source)
     if not (folder / "config.json").is_file():
         return None
-    return layouts.layout_of(read_json(folder / "config.json"), list_tensors(folder))
+    return layout_of(read_json(folder / "config.json"), list_tensors(folder))
 
 
-def own_format(head: Head) -> str:
-    """The layout, one of `DIALECTS`, that a head's authors wrote."""
-    return formats(head)[0]
+def native_format(head: Head) -> str:
+    """The name in `LAYOUTS` of the one that a head's authors write."""
+    return formats_for(head)[0]
 
 
-def formats(head: Head) -> list[str]:
-    """All layouts, of `DIALECTS`, that hold such a head."""
-    return [name for name, one in DIALECTS.items() if isinstance(head.module, one.MODULE)]
+def formats_for(head: Head) -> list[str]:
+    """The names in `LAYOUTS` of all that hold such a head."""
+    return [name for name, layout in LAYOUTS.items() if isinstance(head.module, layout.module)]
 
 
-def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], str]:
+def _open(folder: Path) -> tuple[dict[str, Any], dict[str, Stored], HeadLayout]:
     """A head's configuration, its tensors and its layout."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no config.json: a head's folder holds it and weights"
         )
     config, stored = read_json(folder / "config.json"), list_tensors(folder)
-    layout = layouts.layout_of(config, stored)
+    layout = layout_of(config, stored)
     if layout is None:
         raise ValueError(
             f"{folder} holds no head, which has keys such as fc.weight: a whole model is read by "
             "load, and --draft takes it as it is"
         )
-    return config, stored, layout
+    return config, stored, LAYOUTS[layout]
 
 
-def _holding(head: Head, format: str) -> ModuleType:
-    """What writes a layout; raises `ValueError` where that does not hold such a head."""
-    if format not in DIALECTS:
-        raise ValueError(f"format={format!r} is not known: {', '.join(DIALECTS)} are")
-    dialect = DIALECTS[format]
-    if not isinstance(head.module, dialect.MODULE):
-        of = DIALECTS[own_format(head)].OF
+def _layout_for(head: Head, name: str) -> HeadLayout:
+    """A layout by its name; raises `ValueError` where it does not hold such a head."""
+    if name not in LAYOUTS:
+        raise ValueError(f"format={name!r} is not known: {', '.join(LAYOUTS)} are")
+    layout = LAYOUTS[name]
+    if not isinstance(head.module, layout.module):
+        own = LAYOUTS[native_format(head)].heads
         raise ValueError(
-            f"format={format!r} holds heads of {dialect.OF}, and this is one of {of}, which cannot "
-            f"become the other: take {' or '.join(formats(head))}"
+            f"format={name!r} holds heads of {layout.heads}, and this is one of {own}, which "
+            f"cannot become the other: take {' or '.join(formats_for(head))}"
         )
-    return dialect
+    return layout
 
 
-def _names(keys: dict[str, str]) -> Callable[[tuple[str, ...]], str]:
+def _key_of(keys: dict[str, str]) -> Callable[[tuple[str, ...]], str]:
     return lambda path: keys[".".join(path)]
 
 
-def _rest(dtype: np.dtype) -> dict[str, Any]:
-    """Fields that every `config.json` has; absent ones would be filled with a family's own."""
+def _shared_fields(dtype: np.dtype) -> dict[str, Any]:
+    """Fields of every `config.json`; readers would fill absent ones with a family's own."""
     tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return {**tokens, "torch_dtype": dtype.name, "dtype": dtype.name}

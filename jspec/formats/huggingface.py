@@ -11,37 +11,50 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from jspec.formats.families import FAMILIES, family_of, fitting, key, read_config
+from jspec.formats.families import family_of, fitting_family, read_config
 from jspec.formats.fields import LARGEST
-from jspec.formats.folder import read_json, replacing, write_json
-from jspec.formats.hub import find
-from jspec.formats.layouts import layout_of
-from jspec.formats.tensors import Stored, list_tensors, same, write_tensors
+from jspec.formats.folder import find, read_json, replacing, write_json
+from jspec.formats.heads import layout_of
 from jspec.formats.tokenizer import TokenizerSource, read_tokenizer, write_tokenizer
-from jspec.formats.weights import flat_params, float_dtype, read_params, stored_array
-from jspec.models.protocol import LinenModel, Params
-from jspec.models.transformer import Transformer, transformer
+from jspec.formats.weights import (
+    Stored,
+    equal_tensors,
+    flat_params,
+    float_dtype,
+    list_tensors,
+    read_params,
+    to_stored,
+    write_tensors,
+)
+from jspec.models.protocol import Params
+from jspec.models.transformer import TransformerModel, transformer
 from jspec.parallel.sharding import RULES, Rules
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model that was read.
+    """A model that was read, as `load` returns it.
 
     Attributes:
-      end_of_text: tokens that end a text.
-      folder: where it was found; family: its `model_type` there.
+      stop_token_ids: tokens that end a text.
+      folder: where it was found.
+      family: its `model_type` there.
+
+    >>> import jspec
+    >>> target = jspec.load("zoo:target")
+    >>> target.family
+    'llama'
     """
 
-    model: LinenModel
+    model: TransformerModel
     params: Params
-    end_of_text: tuple[int, ...]
+    stop_token_ids: tuple[int, ...]
     folder: Path
     family: str
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """The folder's transformers tokenizer, read when first asked for; None if it has none."""
+        """The folder's transformers tokenizer, read when first used; None if it has none."""
         return read_tokenizer(self.folder)
 
 
@@ -54,12 +67,15 @@ def load(
 ) -> Checkpoint:
     """Reads a model, one tensor at a time. Opens no pickle and runs no code of the folder's.
 
+    Raises `ValueError` for a model that cannot be computed or whose weights do not fit it, and
+    `FileNotFoundError` where there is none.
+
     Args:
-      source: a local folder, or a name on the Hugging Face hub.
-      dtype: what all parameters become: float32, bfloat16 or float16.
+      source: a local folder, a name on the Hugging Face hub, or `zoo:NAME`.
+      dtype: of all parameters: float32, bfloat16 or float16.
       mesh: where to put them; each device reads its own pieces of the files and no others.
-      rules: which axis of a parameter lives on which axis of the mesh; `sharding.REPLICATED` puts
-        all of the model on every device.
+      rules: which axes of the mesh shard which axes of parameters; `sharding.REPLICATED` puts the
+        whole model on every device.
     """
     dtype = float_dtype(dtype)
     folder = find(source)
@@ -74,96 +90,96 @@ def load(
         family = family_of(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    end_of_text = _read_end(folder, config)
+    stop_token_ids = _read_stop_tokens(folder, config)
     stored = list_tensors(folder)
     layout = layout_of(config, stored)
     if layout is not None:
         raise ValueError(
-            f"{folder} is a head of the {layout} layout, and no whole model: it is a draft "
+            f"{folder} is a head of the {layout} layout, and no whole model: use it as a draft "
             "(--draft, load_head), beside the target that it was made for"
         )
     params = read_params(
         folder,
         stored,
         model,
-        functools.partial(key, family),
-        functools.partial(_tied, stored, FAMILIES[family].KEYS),
+        family.key,
+        functools.partial(_check_tied, stored, family.keys),
         dtype=dtype,
         mesh=mesh,
         rules=rules,
     )
-    return Checkpoint(model, params, end_of_text, folder, family)
+    return Checkpoint(model, params, stop_token_ids, folder, family.model_type)
 
 
 def save(
     folder: str | Path,
-    model: LinenModel,
+    model: TransformerModel,
     params: Params,
     *,
     tokenizer: TokenizerSource = None,
-    end_of_text: tuple[int, ...] = (),
+    stop_token_ids: tuple[int, ...] = (),
     dtype: Any = None,
     family: str | None = None,
 ) -> None:
-    """Writes a model that `load` and transformers (4.56 and later) read. All of it, or nothing.
+    """Writes a model that `load` and transformers (4.56 and later) read; all of it, or nothing.
 
     In a launch of several processes all of them call it, and the first writes.
 
     Args:
       folder: where to; a model that is there is replaced, other files beside it stay.
       model: as `transformer` makes it.
-      params: as `model.init` gives them.
+      params: as `model.init` returns them.
       tokenizer: a folder to copy it from, or a tokenizer of transformers or tokenizers.
-      end_of_text: tokens that end a text.
-      dtype: of the file; when None, that of the embedding.
-      family: the `model_type` to write; when None, the first of Llama and the others that has all
-        that the model has.
+      stop_token_ids: tokens that end a text.
+      dtype: of the file; None for that of the embedding.
+      family: the `model_type` to write; None for the first family, Llama before the others, that
+        can describe the model.
     """
-    module = getattr(model, "module", model)
-    if not isinstance(module, Transformer):
-        raise ValueError(f"model={type(module).__name__} has no such layout: Transformer has")
+    if not isinstance(model, TransformerModel):
+        name = type(getattr(model, "module", model)).__name__
+        raise ValueError(f"model={name} has no such layout: Transformer has")
     weights = flat_params(model, params)
-    family = fitting(model.config, family)
+    written = fitting_family(model.config, family)
     dtype = float_dtype(params["embedding"].dtype if dtype is None else dtype)
-    ends = [int(token) for token in end_of_text]
-    end = {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    tokens = [int(token) for token in stop_token_ids]
+    stop = {"eos_token_id": tokens[0] if len(tokens) == 1 else tokens or None}
     config = {
-        **FAMILIES[family].write_config(model.config),
+        **written.write_config(model.config),
         # Readers fill absent fields with the family's own tokens, so null is written too.
         "bos_token_id": None,
         "pad_token_id": None,
-        **end,
+        **stop,
         "torch_dtype": dtype.name,
         "dtype": dtype.name,
     }
-    tensors = {key(family, path): stored_array(x, dtype) for path, x in weights.items()}
+    tensors = {written.key(path): to_stored(x, dtype) for path, x in weights.items()}
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
             write_json(partial / "config.json", config)
-            write_json(partial / "generation_config.json", end)
-            write_tokenizer(partial, tokenizer, end_of_text=end_of_text)
+            write_json(partial / "generation_config.json", stop)
+            write_tokenizer(partial, tokenizer, stop_token_ids=stop_token_ids)
             write_tensors(partial, tensors)
     multihost_utils.sync_global_devices("the model is written")
 
 
-def _tied(
+def _check_tied(
     stored: Mapping[str, Stored], keys: Mapping[str, str], name: str, tensor: Stored
 ) -> str | None:
-    """What is wrong with a head where none is wanted, which is tied and so to be the embedding."""
+    """What is wrong with an output matrix that is no parameter: it must be the embedding."""
     if name != keys["head.weight"]:
         return None
     embedding = stored.get(keys["embedding"])
-    if embedding is None or not same(embedding, tensor):
+    if embedding is None or not equal_tensors(embedding, tensor):
         return f"{name} differs from the embedding it is tied to"
     return ""
 
 
-def _read_end(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """The tokens that end a text: generation_config.json's word, else config.json's."""
+def _read_stop_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a text, from generation_config.json, or else from config.json."""
     generation = folder / "generation_config.json"
-    end = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    end = config.get("eos_token_id") if end is None else end
-    tokens = [] if end is None else end if isinstance(end, list) else [end]
+    stop = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    stop = config.get("eos_token_id") if stop is None else stop
+    tokens = [] if stop is None else stop if isinstance(stop, list) else [stop]
     if not all(type(token) is int and abs(token) <= LARGEST for token in tokens):
-        raise ValueError(f"{folder}: eos_token_id={end!r} must be a token's number, or a list")
+        raise ValueError(f"{folder}: eos_token_id={stop!r} must be a token's number, or a list")
     return tuple(tokens)

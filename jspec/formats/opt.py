@@ -1,13 +1,13 @@
-"""OPT in Hugging Face's terms: learned positions, layer norms, biases and no gate."""
+"""OPT: learned positions, layer norms, biases, and a feed-forward network without a gate."""
 
 from typing import Any
 
-from jspec.config import ModelConfig
-from jspec.formats.decoder import ACTIVATIONS, theirs
+from jspec.config import CHOICES, ModelConfig
+from jspec.formats.decoder import Family
 from jspec.formats.fields import Fields, choice, flag, number, refuse
 
 _LAYER = "model.decoder.layers.{}."
-KEYS = {
+OPT_KEYS = {
     "embedding": "model.decoder.embed_tokens.weight",
     "positions": "model.decoder.embed_positions.weight",
     "norm.weight": "model.decoder.final_layer_norm.weight",
@@ -30,51 +30,52 @@ KEYS = {
 }
 
 
-def read_config(config: Fields) -> ModelConfig:
-    """The model that a `config.json` describes; what we cannot compute is refused by name."""
+def _read_opt(config: Fields) -> ModelConfig:
     width, heads = number(config, "hidden_size"), number(config, "num_attention_heads")
     refuse(config, word_embed_proj_dim=width, layer_norm_elementwise_affine=True)
     biases = flag(config, "enable_bias", True)
     before = flag(config, "do_layer_norm_before", True)
     return ModelConfig(
-        vocabulary=number(config, "vocab_size"),
-        width=width,
-        feedforward=number(config, "ffn_dim"),
-        layers=number(config, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        channels=width // heads,
-        context=number(config, "max_position_embeddings", 2048),
-        tied=flag(config, "tie_word_embeddings", True),
+        vocab_size=number(config, "vocab_size"),
+        hidden_size=width,
+        intermediate_size=number(config, "ffn_dim"),
+        num_hidden_layers=number(config, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=width // heads,
+        max_position_embeddings=number(config, "max_position_embeddings", 2048),
+        tie_word_embeddings=flag(config, "tie_word_embeddings", True),
         attention_bias=biases,
         out_bias=biases,
-        feedforward_bias=biases,
+        mlp_bias=biases,
         learned_positions=True,
         norm="layer",
         norm_place="before" if before else "after",
         final_norm=before and not flag(config, "_remove_final_layer_norm"),
-        activation=choice(config, "activation_function", ACTIVATIONS, "relu"),
+        hidden_act=choice(config, "activation_function", CHOICES["hidden_act"], "relu"),
         gated=False,
     )
 
 
-def write_config(config: ModelConfig) -> dict[str, Any]:
-    """The architecture part of a `config.json`, as transformers 4 and 5 read it."""
+def _write_opt(config: ModelConfig) -> dict[str, Any]:
     before = config.norm_place == "before"
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
-        "vocab_size": config.vocabulary,
-        "hidden_size": config.width,
-        "word_embed_proj_dim": config.width,
-        "ffn_dim": config.feedforward,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "max_position_embeddings": config.context,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "word_embed_proj_dim": config.hidden_size,
+        "ffn_dim": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "max_position_embeddings": config.max_position_embeddings,
         "do_layer_norm_before": before,
         "_remove_final_layer_norm": before and not config.final_norm,
         "enable_bias": config.attention_bias,
         "layer_norm_elementwise_affine": True,
-        "activation_function": theirs(config.activation),
-        "tie_word_embeddings": config.tied,
+        "activation_function": config.hidden_act,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
+
+
+OPT = Family("opt", OPT_KEYS, _read_opt, _write_opt)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from jspec.formats.folder import TOKENIZER_FILES, read_json, write_json
 
-# What holds a tokenizer where there is no tokenizer.json: as Llama and OPT were published.
+# The files of a tokenizer where there is no tokenizer.json: as Llama and OPT were published.
 OLDER = (("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 TokenizerSource = Any  # a folder, a tokenizer of transformers or tokenizers, or None
@@ -16,22 +16,24 @@ TokenizerSource = Any  # a folder, a tokenizer of transformers or tokenizers, or
 
 def read_tokenizer(folder: Path) -> Any:
     """The transformers tokenizer of a folder; None when it holds no tokenizer files."""
-    import transformers  # seconds to import, and many uses of a model need no text
+    import transformers  # takes seconds, and many uses of a model need no text
 
+    kind: Any
+    options: dict[str, Any] = {}
     if (folder / "tokenizer.json").is_file():
-        # Taken as the file says. The automatic choice follows model_type, and for llama it puts
-        # Llama 1's rules of normalisation in place of the file's own.
-        kind, options = transformers.PreTrainedTokenizerFast, {}
+        # Taken as the file says: the automatic choice follows model_type, and for llama it replaces
+        # the file's normalisation by Llama 1's.
+        kind = transformers.PreTrainedTokenizerFast
     elif any(all((folder / name).is_file() for name in names) for names in OLDER):
         kind, options = transformers.AutoTokenizer, {"trust_remote_code": False}
     else:
         return None
     try:
-        # Tidied spaces would not be what the tokens say, nor stay as they were shown.
+        # Cleaned spaces would differ from what the tokens say, and change while text streams.
         return kind.from_pretrained(
             folder, local_files_only=True, clean_up_tokenization_spaces=False, **options
         )
-    # Bad files surface as whatever the parser, the converter or transformers raises.
+    # A bad file raises whatever the parser, the converter or transformers raise.
     except Exception as error:
         raise ValueError(
             f"{folder}: the tokenizer cannot be read: put a tokenizer.json there that "
@@ -40,14 +42,15 @@ def read_tokenizer(folder: Path) -> Any:
 
 
 def write_tokenizer(
-    folder: Path, tokenizer: TokenizerSource, *, end_of_text: tuple[int, ...]
+    folder: Path, tokenizer: TokenizerSource, *, stop_token_ids: tuple[int, ...]
 ) -> None:
     """Writes a tokenizer's files so that transformers 4.56 and 5 both read them.
 
     Args:
       folder: where to.
       tokenizer: a folder to copy from, or a tokenizer of transformers or tokenizers, or None.
-      end_of_text: tokens that end a text; the first is named in a `tokenizers.Tokenizer`'s files.
+      stop_token_ids: tokens that end a text; the first is named in the files of a
+        `tokenizers.Tokenizer`.
     """
     if tokenizer is None:
         return
@@ -55,13 +58,13 @@ def write_tokenizer(
         _copy(Path(tokenizer).expanduser(), folder)
     elif isinstance(tokenizer, Tokenizer):
         tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
-        if end_of_text:
-            settings["eos_token"] = tokenizer.id_to_token(end_of_text[0])
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if stop_token_ids:
+            settings["eos_token"] = tokenizer.id_to_token(stop_token_ids[0])
         write_json(folder / "tokenizer_config.json", settings)
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
-        _spell_as_before(folder / "tokenizer_config.json")
+        _use_older_names(folder / "tokenizer_config.json")
     else:
         raise ValueError(
             f"tokenizer={type(tokenizer).__name__} is no tokenizer: give a folder, or a tokenizer "
@@ -77,8 +80,8 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copyfile(file, folder / file.name)
 
 
-def _spell_as_before(file: Path) -> None:
-    """Undoes two names of transformers 5 that 4.56 stops at; 5 reads the older ones too."""
+def _use_older_names(file: Path) -> None:
+    """Replaces two names of transformers 5 that 4.56 cannot read; 5 reads the older ones too."""
     settings = read_json(file)
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -1,5 +1,6 @@
-"""EAGLE-3's head (arXiv 2503.01840): it reads several layers of the target, and has a norm, an
-output matrix and, if it likes, a vocabulary and an embedding of its own.
+"""EAGLE-3's head (arXiv 2503.01840), which reads several layers of the target.
+
+It has a norm and an output matrix of its own, and may have a vocabulary and an embedding.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from jax import Array
 
 from jspec.config import ModelConfig
 from jspec.core.cache import Block, Cache
-from jspec.models.heads import Guess, Head, HeadParams
-from jspec.models.layers import NORMS, Attention, GatedFeedForward, Linear, Sight, turns
+from jspec.models.heads import Head, HeadOutput, HeadParams
+from jspec.models.layers import NORMS, Attention, AttentionContext, GatedMLP, Linear, rotary_angles
 from jspec.models.protocol import EmbeddingModel, Output, Params
 from jspec.parallel.sharding import constrain, named, rows_to_look_up
 
@@ -21,52 +22,53 @@ def eagle3(
     config: ModelConfig,
     *,
     layers: tuple[int, ...],
-    draft_vocabulary: int | None = None,
-    target_width: int | None = None,
+    draft_vocab_size: int | None = None,
+    target_hidden_size: int | None = None,
     own_embedding: bool = False,
     norm_before_residual: bool = False,
     norm_output: bool = False,
     fc_norm: bool = False,
     norm_before_fc: bool = False,
 ) -> "Eagle3":
-    """The head that `config`, of a Llama of one layer with the target's vocabulary, describes.
+    """The head that `config` describes: that of a Llama of one layer with the target's vocabulary.
 
     Args:
-      layers: of the target, whose inputs it reads, in this order; `usual_layers` has the custom.
-      draft_vocabulary: how many tokens it may guess; None for all.
-      target_width: of what those layers read; None for the head's own.
-      own_embedding: or else the target's.
-      norm_before_residual: whether the norm of the features stands before the residual.
-      norm_output: whether the next features are the output after its norm, and not before.
-      fc_norm: whether what each layer reads has a norm before all are fused.
-      norm_before_fc: whether one norm is of all of them.
+      layers: of the target, whose inputs it reads, in this order; see `usual_layers`.
+      draft_vocab_size: how many tokens it can draft; None for all.
+      target_hidden_size: of what those layers read; None for the head's own.
+      own_embedding: whether it has an embedding; otherwise it uses the target's.
+      norm_before_residual: whether the residual is the feature after its norm.
+      norm_output: whether the next feature is the output after its norm.
+      fc_norm: whether the input of each layer is normed before they are fused.
+      norm_before_fc: whether one norm covers all of them.
 
-    Raises `ValueError` for what does not go together.
+    Raises `ValueError` for arguments that contradict each other.
     """
-    guessed = config.vocabulary if draft_vocabulary is None else draft_vocabulary
-    width = config.width if target_width is None else target_width
+    tokens = config.vocab_size if draft_vocab_size is None else draft_vocab_size
+    width = config.hidden_size if target_hidden_size is None else target_hidden_size
     if not layers:
         raise ValueError("layers=(): a head reads at least one layer of the target")
-    if not 1 <= guessed <= config.vocabulary:
+    if not 1 <= tokens <= config.vocab_size:
         raise ValueError(
-            f"draft_vocabulary={guessed}: must lie in 1..{config.vocabulary}, the target's"
+            f"draft_vocab_size={tokens}: must be in 1..{config.vocab_size}, the target's vocab_size"
         )
-    if width != config.width and not own_embedding:
+    if width != config.hidden_size and not own_embedding:
         raise ValueError(
-            f"target_width={width}: without own_embedding the head reads the target's, and is as "
-            f"wide, and its width is {config.width}"
+            f"target_hidden_size={width}: without own_embedding the head uses the target's, so "
+            f"both have one hidden_size, and the head's is {config.hidden_size}"
         )
-    if config.tied:
+    if config.tie_word_embeddings:
         raise ValueError(
-            "config.tied=True: the head has an output matrix of its own: give tied=False"
+            "config.tie_word_embeddings=True: the head has an output matrix of its own: give "
+            "tie_word_embeddings=False"
         )
     if fc_norm and norm_before_fc:
         raise ValueError("fc_norm and norm_before_fc exclude each other: give one of them")
     module = Eagle3Layer(
         config,
         layers=tuple(layers),
-        draft_vocabulary=guessed,
-        target_width=width,
+        draft_vocab_size=tokens,
+        target_hidden_size=width,
         own_embedding=own_embedding,
         norm_before_residual=norm_before_residual,
         norm_output=norm_output,
@@ -79,29 +81,38 @@ def eagle3(
 def usual_layers(count: int) -> tuple[int, int, int]:
     """Those that EAGLE-3 reads of a target of `count` layers: a low, a middle and a high one.
 
-    Raises `ValueError` where that is not three.
+    Raises `ValueError` where those are not three.
+
+    >>> usual_layers(32)
+    (2, 16, 29)
     """
     if count < 7:
         raise ValueError(f"a target of {count} layers has no usual three to read: name them")
     return 2, count // 2, count - 3
 
 
-def check_vocabulary(d2t: np.ndarray, vocabulary: int) -> None:
-    """Raises `ValueError` unless offsets `d2t` `[draft vocabulary]` give each token of a head
-    another one of the target's `vocabulary`. Looks at the values, so not under jit."""
+def check_d2t(d2t: np.ndarray, vocab_size: int) -> None:
+    """Raises `ValueError` unless each draft token has a target token of its own.
+
+    Reads the values, so not under jit.
+
+    Args:
+      d2t: `[draft vocabulary]` integer offsets.
+      vocab_size: the target's.
+    """
     d2t = np.asarray(d2t)
     if d2t.ndim != 1 or not np.issubdtype(d2t.dtype, np.integer):
         raise ValueError(
-            f"d2t is {d2t.dtype} {list(d2t.shape)}: whole numbers [draft vocabulary] are asked for"
+            f"d2t is {d2t.dtype} {list(d2t.shape)}: it must be whole numbers [draft vocabulary]"
         )
     tokens = np.arange(len(d2t)) + d2t.astype(np.int64)
-    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocabulary))
+    wrong = np.flatnonzero((tokens < 0) | (tokens >= vocab_size))
     if len(wrong):
-        ids = d2t.min() >= 0 and d2t.max() < vocabulary and len(np.unique(d2t)) == len(d2t)
+        ids = d2t.min() >= 0 and d2t.max() < vocab_size and len(np.unique(d2t)) == len(d2t)
         cause = "; it seems to hold the tokens themselves, not token - index" if ids else ""
         raise ValueError(
             f"d2t makes token {tokens[wrong[0]]} of draft token {wrong[0]}: the target's tokens "
-            f"lie in 0..{vocabulary - 1}{cause}"
+            f"are 0..{vocab_size - 1}{cause}"
         )
     found, count = np.unique(tokens, return_counts=True)
     if len(found) < len(tokens):
@@ -113,70 +124,87 @@ def check_vocabulary(d2t: np.ndarray, vocabulary: int) -> None:
 
 @dataclass(frozen=True)
 class Eagle3(Head):
-    """EAGLE-3's head; its module has what else there is to know of it."""
+    """EAGLE-3's head, as `eagle3` makes it."""
+
+    module: "Eagle3Layer"
 
     @property
     def kind(self) -> str:
+        """`Head.kind`."""
         return "eagle3"
 
     @property
     def layers(self) -> tuple[int, ...]:
+        """`Head.layers`."""
         return self.module.layers
 
     @property
-    def target_width(self) -> int:
-        return self.module.target_width
+    def target_hidden_size(self) -> int:
+        """`Head.target_hidden_size`."""
+        return self.module.target_hidden_size
 
     @property
-    def draft_vocabulary(self) -> int:
-        return self.module.draft_vocabulary
+    def draft_vocab_size(self) -> int:
+        """`Head.draft_vocab_size`."""
+        return self.module.draft_vocab_size
 
-    def read(self, output: Output) -> Array:
-        wanted = [self.module.target_width] * len(self.layers)
-        widths = [x.shape[-1] for x in output.features]
-        if widths != wanted:
+    def read_hidden_states(self, output: Output) -> Array:
+        """The inputs of its layers side by side; raises `ValueError` if `output` has others."""
+        wanted = [self.module.target_hidden_size] * len(self.layers)
+        sizes = [x.shape[-1] for x in output.hidden_states]
+        if sizes != wanted:
             raise ValueError(
-                f"the target shows features of widths {widths}, and this head reads {wanted}: "
-                f"give observed(target, {self.layers})"
+                f"the target returns hidden states of sizes {sizes}, and this head reads {wanted}: "
+                f"give with_hidden_states(target, {self.layers})"
             )
-        return jnp.concatenate(output.features, axis=-1)
+        return jnp.concatenate(output.hidden_states, axis=-1)
 
-    def fuse(self, params: Params, seen: Array) -> Array:
-        return self.module.apply({"params": params}, seen, method="fuse")
+    def fuse(self, params: Params, hidden_states: Array) -> Array:
+        """`Head.fuse`."""
+        return self._apply(params, hidden_states, method="fuse")
 
     def embed(self, params: HeadParams, tokens: Array, *, target: EmbeddingModel) -> Array:
+        """`Head.embed`, by its own embedding if it has one."""
         if not self.module.own_embedding:
             return super().embed(params, tokens, target=target)
-        return self.module.apply({"params": params.head}, tokens, method="look_up")
+        return self._apply(params.head, tokens, method="look_up")
 
     def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
-        logits, vocabulary = (
-            self.own_logits(params, hidden, target=target),
-            target.config.vocabulary,
-        )
+        """`Head.logits`."""
+        logits = self.own_logits(params, hidden, target=target)
+        vocab_size = target.config.vocab_size
         if params.tokens is not None:
-            return _spread(logits, params.tokens, vocabulary)
-        if logits.shape[-1] != vocabulary:
+            return _spread(logits, params.tokens, vocab_size)
+        if logits.shape[-1] != vocab_size:
             raise ValueError(
-                f"a head of {logits.shape[-1]} tokens for a target of {vocabulary}: give its d2t"
+                f"a head of {logits.shape[-1]} tokens for a target of {vocab_size}: give its d2t"
             )
         return logits
 
-    def own_logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
-        return self.module.apply({"params": params.head}, hidden, method="logits")
+    def own_logits(
+        self,
+        params: HeadParams,
+        hidden: Array,
+        *,
+        target: EmbeddingModel,  # noqa: ARG002
+    ) -> Array:
+        """`Head.own_logits`, by its own output matrix."""
+        return self._apply(params.head, hidden, method="logits")
 
     def _variables(self, key: Array) -> Params:
         return self.module.init(key, method=_call_everything)["params"]
 
 
 class Eagle3Layer(nn.Module):
-    """A Transformer layer whose attention reads an embedding and a feature side by side, each with
-    its norm, and whose residual is the feature. `eagle3` tells of the attributes."""
+    """A Transformer layer whose attention reads an embedding and a feature, each after its norm.
+
+    They are side by side, and the residual is the feature. `eagle3` explains the attributes.
+    """
 
     config: ModelConfig
     layers: tuple[int, ...]
-    draft_vocabulary: int
-    target_width: int
+    draft_vocab_size: int
+    target_hidden_size: int
     own_embedding: bool = False
     norm_before_residual: bool = False
     norm_output: bool = False
@@ -184,38 +212,39 @@ class Eagle3Layer(nn.Module):
     norm_before_fc: bool = False
 
     def setup(self) -> None:
+        """Makes the parameters."""
         c = self.config
         norm = NORMS[c.norm]
         if self.own_embedding:
-            init = named(nn.initializers.normal(c.width**-0.5), "vocabulary", "width")
-            self.embedding = self.param("embedding", init, (c.vocabulary, c.width))
+            init = named(nn.initializers.normal(c.hidden_size**-0.5), "vocab_size", "hidden_size")
+            self.embedding = self.param("embedding", init, (c.vocab_size, c.hidden_size))
         if self.fc_norm:
             self.layer_norms = [
-                norm(c.epsilon, name=f"layer_norm_{i}") for i in range(len(self.layers))
+                norm(c.norm_eps, name=f"layer_norm_{i}") for i in range(len(self.layers))
             ]
         if self.norm_before_fc:
-            self.input_norm = norm(c.epsilon)
-        self.fusion = Linear(c.width, ("width", None))
-        self.embedding_norm = norm(c.epsilon)
-        self.feature_norm = norm(c.epsilon)
+            self.input_norm = norm(c.norm_eps)
+        self.fusion = Linear(c.hidden_size, ("hidden_size", None))
+        self.embedding_norm = norm(c.norm_eps)
+        self.feature_norm = norm(c.norm_eps)
         self.attention = Attention(c, 0)
-        self.feedforward_norm = norm(c.epsilon)
-        self.feedforward = GatedFeedForward(c)
-        self.norm = norm(c.epsilon)
-        self.head = Linear(self.draft_vocabulary, ("draft_vocabulary", "width"))
+        self.feedforward_norm = norm(c.norm_eps)
+        self.feedforward = GatedMLP(c)
+        self.norm = norm(c.norm_eps)
+        self.head = Linear(self.draft_vocab_size, ("draft_vocab_size", "hidden_size"))
 
-    def fuse(self, seen: Array) -> Array:
+    def fuse(self, hidden_states: Array) -> Array:
         """`Head.fuse`."""
         if self.fc_norm:
-            parts = jnp.split(seen, len(self.layers), axis=-1)
+            parts = jnp.split(hidden_states, len(self.layers), axis=-1)
             normed = [norm(x) for norm, x in zip(self.layer_norms, parts, strict=True)]
-            seen = jnp.concatenate(normed, axis=-1)
+            hidden_states = jnp.concatenate(normed, axis=-1)
         if self.norm_before_fc:
-            seen = self.input_norm(seen)
-        return self.fusion(seen)
+            hidden_states = self.input_norm(hidden_states)
+        return self.fusion(hidden_states)
 
     def look_up(self, tokens: Array) -> Array:
-        """Rows of its own embedding."""
+        """Rows of its own embedding: `[B, T]` -> `[B, T, D]`."""
         return rows_to_look_up(self.embedding, len(tokens))[tokens]
 
     def __call__(
@@ -227,37 +256,40 @@ class Eagle3Layer(nn.Module):
         cache: Cache | None = None,
         block: Block | None = None,
         start: int = 0,
-    ) -> Guess:
+    ) -> HeadOutput:
+        """`Head.forward`."""
         c = self.config
         features = features.astype(embedded.dtype)
         normed = self.feature_norm(features)
         both = jnp.concatenate([self.embedding_norm(embedded), normed], axis=-1)
-        sight = Sight(turns(positions, c.channels, c.rope_theta, c.rope_scaling), mask)
-        y, (key, value) = self.attention(both, sight, cache, block, start)
+        context = AttentionContext(
+            rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling), mask
+        )
+        y, (key, value) = self.attention(both, context, cache, block, start)
         x = constrain((normed if self.norm_before_residual else features) + y, "batch", None, None)
         x = x + self.feedforward(self.feedforward_norm(x))
         hidden = self.norm(x)
         following = hidden if self.norm_output else x
-        return Guess(hidden, following, Block((key,), (value,)))
+        return HeadOutput(hidden, following, Block((key,), (value,)))
 
     def logits(self, hidden: Array) -> Array:
-        """Over its own tokens."""
+        """Over its own tokens: `[..., D]` -> `[..., draft vocabulary]` float32."""
         return self.head(hidden).astype(jnp.float32)
 
 
 def _call_everything(module: Eagle3Layer) -> Array:
     """All of it on one token, which makes every parameter."""
     place, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    fused = module.fuse(jnp.zeros((1, 1, len(module.layers) * module.target_width)))
+    fused = module.fuse(jnp.zeros((1, 1, len(module.layers) * module.target_hidden_size)))
     embedded = module.look_up(place) if module.own_embedding else jnp.zeros_like(fused)
     return module.logits(module(embedded, fused, place, mask).hidden)
 
 
-def _spread(logits: Array, tokens: Array, vocabulary: int) -> Array:
-    """Logits `[..., n]` of `tokens` `[n]` among all: `[..., V]`, `-inf` for the rest."""
-    # Where each token is found, once, and then a gather, which is parallel where a scatter is not.
-    nowhere = len(tokens)
-    place = jnp.full((vocabulary,), nowhere).at[tokens].set(jnp.arange(nowhere), mode="drop")
+def _spread(logits: Array, tokens: Array, vocab_size: int) -> Array:
+    """Logits `[..., n]` of `tokens` `[n]` among all: `[..., V]`, `-inf` for the others."""
+    # One scatter finds the place of each token; the gather is parallel where a scatter is not.
+    missing = len(tokens)
+    place = jnp.full((vocab_size,), missing).at[tokens].set(jnp.arange(missing), mode="drop")
     ends = [(0, 0)] * (logits.ndim - 1) + [(0, 1)]
-    wide = jnp.pad(logits, ends, constant_values=-jnp.inf)
-    return jnp.take(wide, place, axis=-1, mode="clip")
+    padded = jnp.pad(logits, ends, constant_values=-jnp.inf)
+    return jnp.take(padded, place, axis=-1, mode="clip")

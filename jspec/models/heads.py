@@ -1,12 +1,12 @@
-"""Heads that read the target's features: one layer that guesses the next token and feature.
+"""Heads that read the target's hidden states: one layer that predicts the next token and feature.
 
-A head is given a feature of a token and the embedding of the token that follows. For EAGLE and
-FSPAD both are the target's, the feature is what the target's last norm gives, and the target's own
-head makes logits of what they return.
+A head takes the feature of a token and the embedding of the token that follows. A feature is a
+hidden state that the head reads. For EAGLE and FSPAD it is the output of the target's last norm;
+the embedding is the target's, and so is the output matrix.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,7 +14,7 @@ from jax import Array
 
 from jspec.config import ModelConfig
 from jspec.core.cache import Block, Cache
-from jspec.models.layers import NORMS, Attention, GatedFeedForward, Linear, Sight, turns
+from jspec.models.layers import NORMS, Attention, AttentionContext, GatedMLP, Linear, rotary_angles
 from jspec.models.protocol import EmbeddingModel, LinenPart, Output, Params
 from jspec.parallel.sharding import constrain
 
@@ -27,9 +27,14 @@ KINDS = {
 }
 
 
-class Guess(NamedTuple):
-    """What a head returns: `hidden` `[B, T, D]`, of which logits are made, the next `features`
-    `[B, T, D]`, and the `block` that it filled."""
+class HeadOutput(NamedTuple):
+    """A head's forward pass.
+
+    Attributes:
+      hidden: `[B, T, D]`, of which `Head.logits` makes logits.
+      features: `[B, T, D]` the predicted next features.
+      block: the rows that the pass filled.
+    """
 
     hidden: Array
     features: Array
@@ -37,11 +42,16 @@ class Guess(NamedTuple):
 
 
 class HeadParams(NamedTuple):
-    """What a head guesses with: its own parameters, and the target's, whose embedding and head it
-    may use.
+    """What a head drafts with.
 
-    `d2t` `[draft vocabulary]` int32 is a table and no parameter, so that nothing trains or rounds
-    it: what is added to each token of a head that has fewer than the target, to have the target's.
+    >>> head.params_for(target.params).tokens is None
+    True
+
+    Attributes:
+      head: its own parameters.
+      target: the target's, whose embedding and output matrix it may use.
+      d2t: `[draft vocabulary]` int32 offset from each draft token to the target's token; None for a
+        head that has all of the target's tokens. It is not in `head`, so that nothing trains it.
     """
 
     head: Params
@@ -50,49 +60,58 @@ class HeadParams(NamedTuple):
 
     @property
     def tokens(self) -> Array | None:
-        """The target's tokens that the head has; None for all."""
+        """`[draft vocabulary]` the target's tokens that the head has; None for all."""
         return None if self.d2t is None else jnp.arange(len(self.d2t)) + self.d2t
 
 
 @dataclass(frozen=True)
 class Head(LinenPart):
-    """A head as pure functions of its parameters; hashable, as a model is."""
+    """A head as pure functions of its parameters; hashable, as a model is.
+
+    `eagle`, `fspad`, `sampling_alone`, `alignment_alone` and `eagle3` make one.
+    """
+
+    # A `FeatureLayer` here, an `Eagle3Layer` in `Eagle3`.
+    module: Any
+    config: ModelConfig
 
     @property
     def kind(self) -> str:
-        """What recipes call it."""
+        """Its name in recipes."""
         return KINDS[self.module.sampling, self.module.partial]
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Those of the target whose inputs it reads."""
+        """Layers of the target whose inputs it reads; none if it reads `Output.hidden`."""
         return ()
 
     @property
-    def target_width(self) -> int:
-        """Of what those layers read."""
-        return self.config.width
+    def target_hidden_size(self) -> int:
+        """The size of the hidden states that it reads."""
+        return self.config.hidden_size
 
     @property
-    def draft_vocabulary(self) -> int:
-        """How many tokens it may guess."""
-        return self.config.vocabulary
+    def draft_vocab_size(self) -> int:
+        """How many tokens it can draft."""
+        return self.config.vocab_size
 
-    def read(self, output: Output) -> Array:
-        """What it takes of the target's pass: `[B, T, E]`."""
+    def read_hidden_states(self, output: Output) -> Array:
+        """What it reads of the target's pass: `[B, T, E]`."""
         return output.hidden
 
-    def fuse(self, params: Params, seen: Array) -> Array:
-        """What was read as features: `[B, T, E]` -> `[B, T, D]`."""
-        return seen
+    def fuse(self, params: Params, hidden_states: Array) -> Array:  # noqa: ARG002
+        """Features out of what was read: `[B, T, E]` -> `[B, T, D]`."""
+        return hidden_states
 
     def embed(self, params: HeadParams, tokens: Array, *, target: EmbeddingModel) -> Array:
-        """What stands beside the features: `[B, T]` -> `[B, T, D]`."""
+        """Embeddings of the tokens that follow the features: `[B, T]` -> `[B, T, D]`."""
         return target.embed(params.target, tokens)
 
     def logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
-        """Logits over the target's vocabulary: `[..., D]` -> `[..., V]` float32; `-inf` for tokens
-        that the head has not."""
+        """Logits over the target's vocabulary: `[..., D]` -> `[..., V]` float32.
+
+        They are `-inf` for tokens that the head does not have.
+        """
         return self.own_logits(params, hidden, target=target)
 
     def own_logits(self, params: HeadParams, hidden: Array, *, target: EmbeddingModel) -> Array:
@@ -109,20 +128,18 @@ class Head(LinenPart):
         cache: Cache | None = None,
         block: Block | None = None,
         start: int = 0,
-    ) -> Guess:
+    ) -> HeadOutput:
         """Runs new rows, as `Model.forward` does, over a cache that it does not write.
 
         Args:
           embedded: `[B, T, D]` embeddings of tokens.
-          features: `[B, T, D]` those at the tokens before them: the target's, fused, or guesses.
+          features: `[B, T, D]` those of the tokens before: the target's, fused, or predicted.
           positions: `[B, T]`, of the tokens before.
         """
-        return self.module.apply(
-            {"params": params}, embedded, features, positions, mask, cache, block, start
-        )
+        return self._apply(params, embedded, features, positions, mask, cache, block, start)
 
     def _variables(self, key: Array) -> Params:
-        one = jnp.zeros((1, 1, self.config.width))
+        one = jnp.zeros((1, 1, self.config.hidden_size))
         place, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
         return self.module.init(key, one, one, place, mask)["params"]
 
@@ -148,15 +165,15 @@ def alignment_alone(config: ModelConfig) -> Head:
 
 
 class FeatureLayer(nn.Module):
-    """A Transformer layer that begins with no norm, over an embedding fused with a feature.
+    """A Transformer layer without its first norm, over an embedding fused with a feature.
 
     Attributes:
-      config: of a Llama of one layer; its vocabulary and context are the target's.
-      sampling: whether the embedding alone chooses, by gates in the feed-forward's width, what else
-        of the fused state goes in (FSPAD's feature sampling).
-      partial: whether the output is doubled, so that its first half serves the target's head and
-        only the second is held to the target's features (FSPAD's partial alignment).
-      bias: whether what fuses the two inputs has one; some published heads have none.
+      config: of a Llama of one layer with the target's vocabulary and number of positions.
+      sampling: whether the embedding alone gates, in the width of the feed-forward network, what
+        else of the fused state is added (FSPAD's feature sampling).
+      partial: whether the output is doubled: its first half goes to the output matrix, and only the
+        second is trained to be the target's feature (FSPAD's partial alignment).
+      bias: whether the matrix that fuses the two inputs has one; some published heads have none.
     """
 
     config: ModelConfig
@@ -174,18 +191,21 @@ class FeatureLayer(nn.Module):
         cache: Cache | None = None,
         block: Block | None = None,
         start: int = 0,
-    ) -> Guess:
+    ) -> HeadOutput:
+        """`Head.forward`."""
         c = self.config
         both = jnp.concatenate([embedded, features.astype(embedded.dtype)], axis=-1)
-        x = Linear(c.width, ("width", None), use_bias=self.bias, name="fuse")(both)
+        x = Linear(c.hidden_size, ("hidden_size", None), use_bias=self.bias, name="fuse")(both)
         if self.sampling:
-            state = NORMS[c.norm](c.epsilon, name="sampling_norm")(x)
-            x = x + GatedFeedForward(c, name="sampling")(embedded, state)
-        sight = Sight(turns(positions, c.channels, c.rope_theta, c.rope_scaling), mask)
-        y, (key, value) = Attention(c, 0, name="attention")(x, sight, cache, block, start)
+            state = NORMS[c.norm](c.norm_eps, name="sampling_norm")(x)
+            x = x + GatedMLP(c, name="sampling")(embedded, state)
+        context = AttentionContext(
+            rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling), mask
+        )
+        y, (key, value) = Attention(c, 0, name="attention")(x, context, cache, block, start)
         x = constrain(x + y, "batch", None, None)
-        inner = NORMS[c.norm](c.epsilon, name="feedforward_norm")(x)
-        out = 2 * c.width if self.partial else c.width
-        y = GatedFeedForward(c, out, name="feedforward")(inner)
+        inner = NORMS[c.norm](c.norm_eps, name="feedforward_norm")(x)
+        out_size = 2 * c.hidden_size if self.partial else c.hidden_size
+        y = GatedMLP(c, out_size, name="feedforward")(inner)
         hidden, following = jnp.split(y, 2, axis=-1) if self.partial else (y, y)
-        return Guess(x + hidden, x + following, Block((key,), (value,)))
+        return HeadOutput(x + hidden, x + following, Block((key,), (value,)))

@@ -1,10 +1,8 @@
-"""A model that is held to the Protocol: each of its answers is checked as it is traced.
+"""A user's own Flax modules as targets and drafts, with every answer checked as it is traced.
 
-A user's own Flax modules as models, to be targets and drafts.
-
-What a module must offer is `Model`'s two functions as its methods: `__call__(tokens, positions,
-mask, cache, block, start)`, which returns an `Output`, and `logits(hidden)`. `attend_layer` does
-what is the same in every such module: it places a layer's rows in the block and attends.
+A module must offer `Model`'s two functions as methods: `__call__(tokens, positions, mask, cache,
+block, start)`, which returns an `Output`, and `logits(hidden)`. `attend_layer` does what is the
+same in every such module: it writes a layer's rows into the block and attends.
 """
 
 import inspect
@@ -22,27 +20,30 @@ from jax.sharding import PartitionSpec
 
 from jspec.config import ModelConfig, Shape
 from jspec.core.cache import Block, Cache
-from jspec.models.protocol import LinenModel, Model, Output, Params, one_token
+from jspec.models.protocol import FlaxModel, Model, Output, Params, one_token
 
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """`model`, whose errors name `name` and the method that broke the Protocol."""
+    """`model`, whose answers are checked: errors name `name` and the method that is wrong."""
 
     model: Model
     name: str
 
     @property
     def config(self) -> ModelConfig | Shape:
+        """`Model.config`."""
         return self.model.config
 
     def init(self, key: Array) -> Params:
+        """`Model.init`."""
         params = self.model.init(key)
         output = jax.eval_shape(self.forward, params, *one_token())
         jax.eval_shape(self.logits, params, output.hidden)
         return params
 
     def axes(self) -> Params:
+        """`Model.axes`."""
         return self.model.axes()
 
     def forward(
@@ -55,9 +56,10 @@ class CheckedModel:
         block: Block | None = None,
         start: int = 0,
     ) -> Output:
-        # A tree may reach past the context. What stands there is never kept, but a table that has
-        # no such row may give NaN, which no mask would hide.
-        positions = jnp.minimum(positions, self.config.context - 1)
+        """`Model.forward`."""
+        # A tree may reach past the last position. Nothing there is accepted, but a table that is
+        # too short may give NaN, which no mask would hide.
+        positions = jnp.minimum(positions, self.config.max_position_embeddings - 1)
         arguments = params, tokens, positions, mask, cache, block, start
         output = self._ask("__call__", self.model.forward, *arguments)
         if not isinstance(output, Output):
@@ -68,20 +70,21 @@ class CheckedModel:
         if not _is_array(output.hidden) or output.hidden.shape[:-1] != (batch, new):
             self._refuse("__call__", f"hidden {_words(output.hidden)}", f"[{batch}, {new}, D]")
         rows = new if block is None else block.k[0].shape[2]
-        wanted = batch, self.config.kv_heads, rows, self.config.channels
+        wanted = batch, self.config.num_key_value_heads, rows, self.config.head_dim
         self._check_block(output.block, wanted, block or cache or output.block)
         return output
 
     def logits(self, params: Params, hidden: Array) -> Array:
+        """`Model.logits`."""
         logits = self._ask("logits", self.model.logits, params, hidden)
-        wanted = (*hidden.shape[:-1], self.config.vocabulary)
+        wanted = (*hidden.shape[:-1], self.config.vocab_size)
         if not _fits(logits, wanted, jnp.float32):
             got = f"{_words(logits)} for hidden {list(hidden.shape)}"
             self._refuse("logits", got, f"float32 {list(wanted)}")
         return logits
 
     def _ask(self, method: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a method returns. Linen has errors of its own for dropout and other variables."""
+        """What a method returns. Linen raises its own errors for dropout and other variables."""
         try:
             return function(*arguments)
         except Exception as error:
@@ -93,11 +96,12 @@ class CheckedModel:
 
     def _check_block(self, block: Block, shape: tuple[int, ...], given: Block | Cache) -> None:
         """Raises `ValueError` unless the rows have this shape and the dtype of those `given`."""
-        sides = {"k": block.k, "v": block.v}
+        sides: dict[str, Any] = {"k": block.k, "v": block.v}
+        layers = self.config.num_hidden_layers
         for side, held in sides.items():
-            if not isinstance(held, tuple) or len(held) != self.config.layers:
+            if not isinstance(held, tuple) or len(held) != layers:
                 got = f"{len(held)} layers" if isinstance(held, tuple) else _words(held)
-                wanted = f"a tuple of layers={self.config.layers} arrays"
+                wanted = f"a tuple of num_hidden_layers={layers} arrays"
                 self._refuse("__call__", f"a block with {side} of {got}", wanted)
         first = given.k[0]
         floating = _is_array(first) and jnp.issubdtype(first.dtype, jnp.floating)
@@ -121,7 +125,7 @@ def _fits(x: Any, shape: tuple[int, ...], dtype: Any) -> bool:
 
 
 def _words(x: Any) -> str:
-    """An array's dtype and shape, or the type of what is none."""
+    """An array's dtype and shape, or the type of anything else."""
     return f"{x.dtype} {list(x.shape)}" if _is_array(x) else type(x).__name__
 
 
@@ -134,9 +138,9 @@ ARGUMENTS = {
 def from_linen(module: nn.Module, shape: Shape) -> CheckedModel:
     """A Linen module as a model; its parameters are those of `model.init`, or trained elsewhere.
 
-    It has parameters alone: no dropout that is on, no running statistics. Breaking the Protocol
-    raises a `ValueError`, here or as the model is traced, which names the method and what it
-    returned or raised.
+    Parameters are its only variables: dropout is off, and there are no running statistics. A method
+    that does not follow `Model` raises a `ValueError`, here or as the model is traced, which names
+    the method and what it returned or raised.
 
     Example::
 
@@ -164,19 +168,22 @@ def from_linen(module: nn.Module, shape: Shape) -> CheckedModel:
             def logits(self, hidden):
                 return self.head(hidden)
 
-        shape = jspec.Shape(vocabulary=61, layers=1, kv_heads=4, channels=8, context=512)
+        shape = jspec.Shape(
+            vocab_size=61, num_hidden_layers=1, num_key_value_heads=4, head_dim=8,
+            max_position_embeddings=512,
+        )
         model = jspec.from_linen(Tiny(), shape)
         params = model.init(jax.random.key(0))
     """
     _check_methods(module, nn.Module)
-    return CheckedModel(LinenModel(module, shape), type(module).__name__)
+    return CheckedModel(FlaxModel(module, shape), type(module).__name__)
 
 
 def from_nnx(module: nnx.Module, shape: Shape) -> tuple[CheckedModel, Params]:
-    """An NNX module as a model, and what it holds: its parameters, and the rest of its variables.
+    """An NNX module as a model, and its variables: its parameters, and the rest.
 
-    What a call changes in the module is forgotten, so it is to be in its mode of evaluation.
-    Breaking the Protocol raises as `from_linen` says.
+    What a call changes in the module is discarded, so put it into evaluation mode first. Raises as
+    `from_linen` does.
 
     Example::
 
@@ -204,7 +211,10 @@ def from_nnx(module: nnx.Module, shape: Shape) -> tuple[CheckedModel, Params]:
             def logits(self, hidden):
                 return self.head(hidden)
 
-        shape = jspec.Shape(vocabulary=61, layers=1, kv_heads=4, channels=8, context=512)
+        shape = jspec.Shape(
+            vocab_size=61, num_hidden_layers=1, num_key_value_heads=4, head_dim=8,
+            max_position_embeddings=512,
+        )
         model, params = jspec.from_nnx(Tiny(nnx.Rngs(0)), shape)
     """
     _check_methods(module, nnx.Module)
@@ -224,15 +234,17 @@ class NnxModel:
     config: Shape
     name: str
     specs: tuple[PartitionSpec | None, ...]
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
 
-    def init(self, key: Array) -> Params:
+    def init(self, key: Array) -> Params:  # noqa: ARG002
+        """Raises `ValueError`: `from_nnx` returned the parameters."""
         raise ValueError(
             f"model.init: {self.name} was made with its parameters, which from_nnx returned; for "
             "fresh ones make another module"
         )
 
     def axes(self) -> Params:
+        """`Model.axes`."""
         return jax.tree.unflatten(self.structure, self.specs)
 
     def forward(
@@ -245,14 +257,16 @@ class NnxModel:
         block: Block | None = None,
         start: int = 0,
     ) -> Output:
+        """`Model.forward`."""
         return nnx.merge(self.graph, *params)(tokens, positions, mask, cache, block, start)
 
     def logits(self, params: Params, hidden: Array) -> Array:
+        """`Model.logits`."""
         return nnx.merge(self.graph, *params).logits(hidden)
 
 
 def _check_methods(module: Any, kind: type) -> None:
-    """Raises `ValueError` unless `module` is one of its kind whose methods take what they get."""
+    """Raises `ValueError` unless `module` is a `kind` whose methods take `ARGUMENTS`."""
     if not isinstance(module, kind):
         what = module.__name__ if isinstance(module, type) else type(module).__name__
         raise ValueError(f"module={what}: an instance of {kind.__module__}.Module is asked for")

@@ -1,10 +1,12 @@
-"""A decoder-only Transformer with explicit state: Llama, Mistral, Qwen, Gemma, OPT by its fields.
+"""A decoder-only Transformer with explicit state: Llama, Mistral, Qwen, Gemma and OPT by config.
 
 The same call prefills, decodes, drafts, verifies and trains: only the mask differs.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,96 +14,124 @@ from flax import linen as nn
 from jax import Array
 
 from jspec.config import ModelConfig
-from jspec.core.attention import within
+from jspec.core.attention import window_mask
 from jspec.core.cache import Block, Cache
 from jspec.models.layers import (
     NORMS,
     Attention,
-    GatedFeedForward,
+    AttentionContext,
+    GatedMLP,
     Linear,
-    PlainFeedForward,
+    PlainMLP,
     Rows,
-    Sight,
-    turns,
+    rotary_angles,
 )
-from jspec.models.protocol import LinenModel, Output
+from jspec.models.protocol import FlaxModel, Model, Output, Params
 from jspec.parallel.sharding import constrain, named, rows_to_look_up
 
-# A table of learned positions begins with rows that no position has: OPT's files hold two.
+# A table of learned positions begins with rows that no position uses: OPT's files have two.
 UNUSED_POSITIONS = 2
+
+AnyModel = TypeVar("AnyModel", bound=Model)
 
 
 def transformer(
-    config: ModelConfig, *, remat: bool = False, features: tuple[int, ...] = ()
-) -> LinenModel:
+    config: ModelConfig, *, remat: bool = False, hidden_state_layers: tuple[int, ...] = ()
+) -> "TransformerModel":
     """The model that `config` describes.
 
     Args:
-      remat: whether a layer's inner values are computed again for its gradient, and not kept.
-      features: `observed`'s layers.
+      remat: whether a layer's activations are recomputed for its gradient instead of stored.
+      hidden_state_layers: as `with_hidden_states` takes them.
+
+    >>> config = ModelConfig(
+    ...     vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    ...     num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
+    ... )
+    >>> model = transformer(config)
+    >>> params = model.init(jax.random.key(0))
+    >>> params["embedding"].shape
+    (61, 32)
     """
-    return observed(LinenModel(Transformer(config, remat), config), features)
+    model = TransformerModel(Transformer(config, remat), config)
+    return with_hidden_states(model, hidden_state_layers)
 
 
-def observed(model: LinenModel, layers: Sequence[int]) -> LinenModel:
-    """The same model, which shows in `Output.features` what each of `layers` reads, `[B, T, D]`.
+def with_hidden_states(model: AnyModel, layers: Sequence[int]) -> AnyModel:
+    """The same model, whose `Output.hidden_states` are the inputs of `layers`, `[B, T, D]` each.
 
-    Layer L, which there is not, reads what the last one gives, before the last norm. Raises
-    `ValueError` for any other layer that there is not, and for a module that is not ours.
+    Layer L stands for the output of the last layer, before the last norm. Raises `ValueError` for
+    other layers that the model does not have, and for a module of the user's own.
     """
-    module = getattr(model, "module", None)
-    ours = isinstance(module, Transformer)
-    if tuple(layers) == (module.features if ours else ()):
+    found = isinstance(model, TransformerModel)
+    if tuple(layers) == (model.module.hidden_state_layers if found else ()):
         return model
-    if not ours:
+    if not isinstance(model, TransformerModel):
         raise ValueError(
-            f"model={type(model).__name__}: only our own show what their layers read; a module of "
-            "your own puts it into its Output.features"
+            f"model={type(model).__name__}: only models of jspec.transformer return their layers' "
+            "inputs; a module of your own puts them into its Output.hidden_states"
         )
-    check_layers(layers, model.config.layers)
-    return dataclasses.replace(model, module=module.clone(features=tuple(layers)))
+    check_layers(layers, model.config.num_hidden_layers)
+    module = model.module.clone(hidden_state_layers=tuple(layers))
+    return dataclasses.replace(model, module=module)
 
 
 def check_layers(layers: Sequence[int], count: int) -> None:
-    """Raises `ValueError` for layers of which a target of `count` shows nothing."""
+    """Raises `ValueError` for layers whose inputs a target of `count` layers cannot return."""
     for layer in layers:
         if layer not in range(count + 1):
             raise ValueError(
-                f"layer {layer} of the target reads no features: it has layers 0 to {count - 1}, "
-                f"and {count} stands for what the last of them gives"
+                f"layer {layer} of the target has no hidden states: it has layers 0 to "
+                f"{count - 1}, and {count} stands for the output of the last of them"
             )
 
 
+@dataclass(frozen=True)
+class TransformerModel(FlaxModel):
+    """A `Transformer` as pure functions of its parameters, as `transformer` makes it.
+
+    >>> target.model.embed(target.params, jnp.array([[5, 3]])).shape
+    (1, 2, 448)
+    """
+
+    module: "Transformer"
+    config: ModelConfig
+
+    def embed(self, params: Params, tokens: Array) -> Array:
+        """`EmbeddingModel.embed`."""
+        return self._apply(params, tokens, method="look_up")
+
+
 class Transformer(nn.Module):
-    """Embedding, L layers, a last norm, and a head that is its own or the embedding.
+    """Embedding, L layers, a last norm, and an output matrix, which may be the embedding.
 
     Attributes:
-      features: layers whose inputs are shown.
+      hidden_state_layers: layers whose inputs are returned.
     """
 
     config: ModelConfig
     remat: bool = False
-    features: tuple[int, ...] = ()
+    hidden_state_layers: tuple[int, ...] = ()
 
     def setup(self) -> None:
+        """Makes the parameters."""
         c = self.config
+        init = nn.initializers.normal(c.hidden_size**-0.5)
         self.embedding = self.param(
-            "embedding",
-            named(nn.initializers.normal(c.width**-0.5), "vocabulary", "width"),
-            (c.vocabulary, c.width),
+            "embedding", named(init, "vocab_size", "hidden_size"), (c.vocab_size, c.hidden_size)
         )
         if c.learned_positions:
             self.positions = self.param(
                 "positions",
-                named(nn.initializers.normal(c.width**-0.5), None, "width"),
-                (UNUSED_POSITIONS + c.context, c.width),
+                named(init, None, "hidden_size"),
+                (UNUSED_POSITIONS + c.max_position_embeddings, c.hidden_size),
             )
         layer = nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer
-        self.layers = [layer(c, i, name=f"layer_{i}") for i in range(c.layers)]
+        self.layers = [layer(c, i, name=f"layer_{i}") for i in range(c.num_hidden_layers)]
         if c.final_norm:
-            self.norm = NORMS[c.norm](c.epsilon)
-        if not c.tied:
-            self.head = Linear(c.vocabulary, ("vocabulary", "width"))
+            self.norm = NORMS[c.norm](c.norm_eps)
+        if not c.tie_word_embeddings:
+            self.head = Linear(c.vocab_size, ("vocab_size", "hidden_size"))
 
     def __call__(
         self,
@@ -115,12 +145,12 @@ class Transformer(nn.Module):
         """`Model.forward`."""
         c = self.config
         x = constrain(self.embed(tokens, positions), "batch", None, None)
-        whole = self._sight(positions, mask)
-        local = self._local_sight(positions, mask) if c.local_layers else whole
+        full = self._context(positions, mask)
+        sliding = full if c.sliding_window is None else self._sliding_context(positions, mask)
         inputs, keys, values = [x], [], []
         for i, layer in enumerate(self.layers):
-            sight = local if i in c.local_layers else whole
-            x, (k, v) = layer(x, sight, cache, block, start)
+            context = sliding if i in c.sliding_layers else full
+            x, (k, v) = layer(x, context, cache, block, start)
             inputs.append(x)
             keys.append(k)
             values.append(v)
@@ -128,13 +158,13 @@ class Transformer(nn.Module):
         return Output(
             hidden=hidden,
             block=Block(tuple(keys), tuple(values)),
-            features=tuple(inputs[i] for i in self.features),
+            hidden_states=tuple(inputs[i] for i in self.hidden_state_layers),
         )
 
     def logits(self, hidden: Array) -> Array:
         """`Model.logits`."""
         c = self.config
-        if not c.tied:
+        if not c.tie_word_embeddings:
             logits = self.head(hidden).astype(jnp.float32)
         else:
             logits = jax.lax.dot_general(
@@ -143,37 +173,40 @@ class Transformer(nn.Module):
                 (((hidden.ndim - 1,), (1,)), ((), ())),
                 preferred_element_type=jnp.float32,
             )
-        return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
+        cap = c.final_logit_softcapping
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def look_up(self, tokens: Array) -> Array:
         """`EmbeddingModel.embed`."""
         return rows_to_look_up(self.embedding, len(tokens))[tokens]
 
     def embed(self, tokens: Array, positions: Array) -> Array:
-        """What the first layer reads: `[B, T]` twice -> `[B, T, D]`."""
+        """The input of the first layer: `[B, T]` twice -> `[B, T, D]`."""
         x = self.look_up(tokens)
         if self.config.scale_embedding:
             # Rounded as the embedding is: Gemma was trained with the root in bfloat16.
-            x = x * jnp.asarray(self.config.width**0.5, x.dtype)
+            x = x * jnp.asarray(self.config.hidden_size**0.5, x.dtype)
         if self.config.learned_positions:
             x = x + self.positions[positions + UNUSED_POSITIONS]
         return x
 
-    def _sight(self, positions: Array, mask: Array) -> Sight:
-        """Of layers that see everything."""
+    def _context(self, positions: Array, mask: Array) -> AttentionContext:
+        """For layers that see everything."""
         c = self.config
         if c.learned_positions:
-            return Sight(None, mask)
-        return Sight(turns(positions, c.channels, c.rope_theta, c.rope_scaling), mask)
+            return AttentionContext(None, mask)
+        rotary = rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        return AttentionContext(rotary, mask)
 
-    def _local_sight(self, positions: Array, mask: Array) -> Sight:
-        """Of layers that see a window."""
+    def _sliding_context(self, positions: Array, mask: Array) -> AttentionContext:
+        """For layers that see a window."""
         c = self.config
-        sight = self._sight(positions, mask)
-        if c.local_rope_theta is not None:
-            sight = sight._replace(turn=turns(positions, c.channels, c.local_rope_theta, None))
-        near, first = within(c.window, mask, positions)
-        return sight._replace(mask=near, first=first)
+        context = self._context(positions, mask)
+        if c.sliding_rope_theta is not None:
+            rotary = rotary_angles(positions, c.head_dim, c.sliding_rope_theta, None)
+            context = context._replace(rotary=rotary)
+        near, first = window_mask(c.sliding_window or 0, mask, positions)
+        return context._replace(mask=near, first=first)
 
 
 class Layer(nn.Module):
@@ -184,29 +217,34 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, sight: Sight, cache: Cache | None, block: Block | None, start: int
+        self,
+        x: Array,
+        context: AttentionContext,
+        cache: Cache | None,
+        block: Block | None,
+        start: int,
     ) -> tuple[Array, Rows]:
         """`x` `[B, T, D]` -> `[B, T, D]` and the block's keys and values `[B, K, N, C]`."""
         c = self.config
-        feedforward = GatedFeedForward if c.gated else PlainFeedForward
+        mlp = GatedMLP if c.gated else PlainMLP
         y, rows = Attention(c, self.index, name="attention")(
-            _enter(x, "attention", c), sight, cache, block, start
+            _norm_input(x, "attention", c), context, cache, block, start
         )
-        x = _leave(x, y, "attention", c)
-        y = feedforward(c, name="feedforward")(_enter(x, "feedforward", c))
-        x = _leave(x, y, "feedforward", c)
+        x = _add_output(x, y, "attention", c)
+        y = mlp(c, name="feedforward")(_norm_input(x, "feedforward", c))
+        x = _add_output(x, y, "feedforward", c)
         return constrain(x, "batch", None, None), rows
 
 
-def _enter(x: Array, sublayer: str, c: ModelConfig) -> Array:
-    """What a sublayer reads of the residual `x`."""
-    return x if c.norm_place == "after" else NORMS[c.norm](c.epsilon, name=f"{sublayer}_norm")(x)
+def _norm_input(x: Array, sublayer: str, c: ModelConfig) -> Array:
+    """The input of a sublayer, made of the residual `x`."""
+    return x if c.norm_place == "after" else NORMS[c.norm](c.norm_eps, name=f"{sublayer}_norm")(x)
 
 
-def _leave(x: Array, y: Array, sublayer: str, c: ModelConfig) -> Array:
-    """The residual `x` once a sublayer has written `y`."""
+def _add_output(x: Array, y: Array, sublayer: str, c: ModelConfig) -> Array:
+    """The residual `x` after the output `y` of a sublayer."""
     if c.norm_place == "before":
         return x + y
     if c.norm_place == "around":
-        return x + NORMS[c.norm](c.epsilon, name=f"{sublayer}_out_norm")(y)
-    return NORMS[c.norm](c.epsilon, name=f"{sublayer}_norm")(x + y)
+        return x + NORMS[c.norm](c.norm_eps, name=f"{sublayer}_out_norm")(y)
+    return NORMS[c.norm](c.norm_eps, name=f"{sublayer}_norm")(x + y)

@@ -8,16 +8,16 @@ COORDINATOR, PROCESSES, PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES"
 
 
 def join() -> None:
-    """Makes the devices of all processes of a launch one set, before jax is used for anything.
+    """Connects the processes of a launch, so that jax sees the devices of all. Call it first.
 
-    Where to meet comes from the environment: from a cluster that jax knows (TPU pods, SLURM, Open
-    MPI, Kubernetes), or from JAX_COORDINATOR_ADDRESS (`host:port` of process 0), JAX_NUM_PROCESSES
-    and JAX_PROCESS_ID. Raises `ValueError` if it says nothing.
+    The environment says where to meet: a cluster that jax knows (TPU pods, SLURM, Open MPI,
+    Kubernetes), or JAX_COORDINATOR_ADDRESS (`host:port` of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Raises `ValueError` if the other processes are not found.
     """
     processes, process = _number(PROCESSES), _number(PROCESS)
     try:
         jax.distributed.initialize(num_processes=processes, process_id=process)
-    # An address that is none surfaces as whatever its parts lead to.
+    # A bad address raises errors of many types, depending on which part of it is wrong.
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ValueError(

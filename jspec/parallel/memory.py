@@ -1,63 +1,66 @@
-"""Whether arrays fit into the devices' memory, asked before anything is allocated."""
+"""Whether arrays fit into the devices' memory, checked before anything is allocated."""
 
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+Device = Any  # type checkers do not take jax.Device for a type
 GIGABYTE = 1e9
 MEMORY = Path("/proc/meminfo")
-# What a container may use of it, and what it does.
+# How much of it a container may use, and how much it uses.
 LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-Demand = tuple[tuple[int, ...], np.dtype, NamedSharding | None]
+# Shape, dtype and sharding of an array; a sharding of None is the first local device.
+ArraySpec = tuple[tuple[int, ...], np.dtype, NamedSharding | None]
 
 
-def demand(what: str, arrays: Iterable[Demand]) -> None:
-    """Raises `ValueError` if the arrays, given as shape, dtype and home, need more than is free.
+def check_memory(what: str, arrays: Iterable[ArraySpec]) -> None:
+    """Raises `ValueError` if arrays need more memory than is free.
 
     Args:
-      what: they are, in words.
+      what: names them in the error.
     """
-    needed: dict[jax.Device, int] = {}
-    for shape, dtype, home in arrays:
-        devices = jax.local_devices()[:1] if home is None else home.addressable_devices
-        piece = shape if home is None else home.shard_shape(shape)
+    needed: dict[Device, int] = {}
+    for shape, dtype, sharding in arrays:
+        devices = jax.local_devices()[:1] if sharding is None else sharding.addressable_devices
+        piece = shape if sharding is None else sharding.shard_shape(shape)
         for device in devices:
             needed[device] = needed.get(device, 0) + math.prod(piece) * dtype.itemsize
-    for place, asked, there in _compared(needed):
-        if asked > there:
+    for place, wanted, free in _by_place(needed):
+        if wanted > free:
             raise ValueError(
-                f"{what} need {asked / GIGABYTE:.2f} GB on {place}, where {there / GIGABYTE:.2f} "
-                "GB are free: take bfloat16, a mesh that cuts them further, or a smaller model"
+                f"{what} need {wanted / GIGABYTE:.2f} GB on {place}, where {free / GIGABYTE:.2f} "
+                "GB are free: take bfloat16, a mesh with more shards, or a smaller model"
             )
 
 
-def _compared(needed: dict[jax.Device, int]) -> Iterable[tuple[str, int, int]]:
-    """Each place with the bytes needed there and those that are free, where that is known."""
+def _by_place(needed: dict[Device, int]) -> Iterable[tuple[str, int, int]]:
+    """Each place with the bytes that are needed and free there, where the latter are known."""
     # All devices of a CPU share the host's memory.
-    hosted = sum(size for device, size in needed.items() if device.platform == "cpu")
-    free = free_here()
-    if hosted and free is not None:
-        yield "this host", hosted, free
+    on_host = sum(size for device, size in needed.items() if device.platform == "cpu")
+    free = free_host_memory()
+    if on_host and free is not None:
+        yield "this host", on_host, free
     for device, size in needed.items():
-        there = free_on(device)
-        if device.platform != "cpu" and there is not None:
-            yield str(device), size, there
+        free = free_memory(device)
+        if device.platform != "cpu" and free is not None:
+            yield str(device), size, free
 
 
-def free_on(device: jax.Device) -> int | None:
-    """Bytes that can be had where a device computes; None where that is not told."""
+def free_memory(device: Device) -> int | None:
+    """Free bytes of a device's memory; None where they are not reported."""
     if device.platform == "cpu":
-        return free_here()
+        return free_host_memory()
     stats = device.memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
 
 
-def free_here() -> int | None:
-    """Bytes of this host's memory that can be had; None where the system does not tell."""
+def free_host_memory() -> int | None:
+    """Free bytes of this host's memory; None where the system does not report them."""
     if not MEMORY.is_file():
         return None
     lines = MEMORY.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Names of axes, and the one table that says on which axis of a mesh each of them lives."""
+"""Names of axes, and the one table that says which axes of a mesh shard each of them."""
 
 import math
 import re
@@ -11,26 +11,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Rules = Mapping[str, tuple[str, ...]]
 
+# Axes of parameters have the names of the config's fields, which hold their sizes.
 RULES: Rules = {
     "batch": ("data", "fsdp"),
-    "width": ("fsdp",),
-    "feedforward": ("tensor",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "vocabulary": ("tensor",),
-    "draft_vocabulary": ("tensor",),
+    "hidden_size": ("fsdp",),
+    "intermediate_size": ("tensor",),
+    "num_attention_heads": ("tensor",),
+    "num_key_value_heads": ("tensor",),
+    "vocab_size": ("tensor",),
+    "draft_vocab_size": ("tensor",),
 }
 AXES = ("data", "fsdp", "tensor")
-# Of a model that every device has all of, as a draft's that is too small to be cut.
+# For a model that every device holds whole, such as a draft that is too small to shard.
 REPLICATED: Rules = {}
-# An axis that lives wherever the computation puts it.
+# For an axis that may be sharded as the computation likes.
 ANYWHERE = PartitionSpec.UNCONSTRAINED
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices: `data` copies of the parameters, which `fsdp` and `tensor` cut.
+    """A mesh of all devices: `data` copies of the parameters, sharded over `fsdp` and `tensor`.
 
-    Code that runs under `jax.set_mesh` of it lays out its batches and caches by the same table.
+    Code that runs under `jax.set_mesh(mesh)` shards its batches and caches by the same table.
+    Raises `ValueError` unless the three multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
@@ -46,13 +48,17 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def read_mesh(text: str) -> Mesh | None:
-    """`data=2,tensor=4` as a mesh of all devices; none where nothing is asked for."""
+    """`data=2,tensor=4` as a mesh of all devices; None for an empty text."""
     sizes = read_sizes(text)
     return make_mesh(**sizes) if sizes else None
 
 
 def read_sizes(text: str) -> dict[str, int]:
-    """`data=2,tensor=4` as numbers by axis, those that are not named left out."""
+    """`data=2,tensor=4` as the number of devices by axis.
+
+    >>> read_sizes("data=2,tensor=4")
+    {'data': 2, 'tensor': 4}
+    """
     sizes: dict[str, int] = {}
     for part in filter(None, text.split(",")):
         axis, _, size = part.strip().partition("=")
@@ -65,54 +71,58 @@ def read_sizes(text: str) -> dict[str, int]:
 
 
 def check(mesh: Mesh, sizes: Any, rules: Rules = RULES) -> None:
-    """Raises `ValueError` if `mesh` does not divide what it would cut.
+    """Raises `ValueError` if `mesh` does not divide an axis that it would shard.
 
     Args:
       sizes: a model's config, or a head's module, whose fields are names of the table.
     """
-    for name, homes in _uncut(mesh.shape, sizes, rules):
-        cut, ways = " x ".join(homes), math.prod(mesh.shape[home] for home in homes)
+    for name, mesh_axes in _undivided(mesh.shape, sizes, rules):
+        axes, ways = " x ".join(mesh_axes), math.prod(mesh.shape[axis] for axis in mesh_axes)
         raise ValueError(
-            f"mesh {cut}={ways} does not divide {name}={getattr(sizes, name)}: take a divisor of "
+            f"mesh {axes}={ways} does not divide {name}={getattr(sizes, name)}: take a divisor of "
             "it; a draft may be whole on every device (rules=REPLICATED, --replicate-draft)"
         )
 
 
 def divides(ways: Mapping[str, int], sizes: Any, rules: Rules = RULES) -> bool:
-    """Whether a mesh of so many devices along each axis can cut what has these `sizes`."""
-    return not any(_uncut(ways, sizes, rules))
+    """Whether a mesh with so many devices along each axis can shard what has these `sizes`."""
+    return not any(_undivided(ways, sizes, rules))
 
 
-def widest(sizes: Any, among: Sequence[int] = tuple(2**n for n in range(13))) -> int:
-    """The most devices along `tensor`, of those numbers, that can cut what has these `sizes`."""
-    alone = dict.fromkeys(AXES, 1)
-    return max(count for count in among if divides({**alone, "tensor": count}, sizes))
+def most_tensor_devices(sizes: Any, among: Sequence[int] = tuple(2**n for n in range(13))) -> int:
+    """The largest number in `among` of devices along `tensor` that can shard these `sizes`."""
+    single = dict.fromkeys(AXES, 1)
+    return max(count for count in among if divides({**single, "tensor": count}, sizes))
 
 
-def _uncut(
+def _undivided(
     ways: Mapping[str, int], sizes: Any, rules: Rules
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Names that cannot be cut, and along which axes they would be."""
-    for name, homes in rules.items():
+    """Names of axes that the mesh does not divide, and its axes that would shard them."""
+    for name, mesh_axes in rules.items():
         size = getattr(sizes, name, None)
-        if size is not None and size % math.prod(ways[home] for home in homes):
-            yield name, homes
+        if size is not None and size % math.prod(ways[axis] for axis in mesh_axes):
+            yield name, mesh_axes
 
 
 class Named(nn.Partitioned):
-    """A parameter and its names, which Flax would take for those of a mesh and constrain it by."""
+    """A parameter and the names of its axes.
 
-    def unbox(self, apply_constraint: bool = True) -> Any:
+    Flax would take them for axes of the mesh in context and constrain the parameter by them.
+    """
+
+    def unbox(self, apply_constraint: bool = True) -> Any:  # noqa: ARG002
+        """The parameter."""
         return self.value
 
 
 def named(init: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
-    """`init`, remembering the names of the axes of what it makes."""
+    """`init`, whose parameters remember the names of their axes."""
 
-    def initialise(*arguments: Any) -> Named:
+    def initialize(*arguments: Any) -> Named:
         return Named(init(*arguments), axes)
 
-    return initialise
+    return initialize
 
 
 def axes(variables: Any) -> Any:
@@ -121,9 +131,9 @@ def axes(variables: Any) -> Any:
 
 
 def shardings(mesh: Mesh, names: Any, rules: Rules = RULES) -> Any:
-    """A tree of axis names, as `Model.axes` returns it, turned into `NamedSharding`s on `mesh`.
+    """The `NamedSharding`s on `mesh` for a tree of axis names, as `Model.axes` returns it.
 
-    Names that the table does not hold are replicated.
+    Axes that are not in the table are replicated.
     """
 
     def place(names: PartitionSpec) -> NamedSharding:
@@ -133,38 +143,38 @@ def shardings(mesh: Mesh, names: Any, rules: Rules = RULES) -> Any:
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """`x`, laid out by the names of its axes; untouched where no mesh is in context.
+    """`x`, sharded by the names of its axes; unchanged where no mesh is in context.
 
-    An axis is cut as far as the mesh divides it: a batch of one is on every device.
+    An axis is sharded as far as the mesh divides it: a batch of one is on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
 
-    def home(axis: Any, size: int) -> Any:
+    def placed(axis: Any, size: int) -> Any:
         if axis is None or axis is ANYWHERE:
             return axis
-        return cutting(axis, size, mesh.shape) or None
+        return mesh_axes_of(axis, size, mesh.shape) or None
 
-    spec = PartitionSpec(*map(home, axes, x.shape))
+    spec = PartitionSpec(*map(placed, axes, x.shape))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def cutting(axis: str, size: int, ways: Mapping[str, int]) -> tuple[str, ...]:
-    """The axes of a mesh that cut one of `size`: as many as divide it."""
-    homes = RULES.get(axis, ())
-    while size % math.prod(ways[home] for home in homes):
-        homes = homes[:-1]
-    return homes
+def mesh_axes_of(axis: str, size: int, ways: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes of a mesh that shard an axis of `size`: as many as divide it."""
+    mesh_axes = RULES.get(axis, ())
+    while size % math.prod(ways[name] for name in mesh_axes):
+        mesh_axes = mesh_axes[:-1]
+    return mesh_axes
 
 
 def rows_to_look_up(table: jax.Array, count: int) -> jax.Array:
-    """`table` `[V, D]`, laid out so that a batch of `count` can look up its rows.
+    """`table` `[V, D]`, sharded so that a batch of `count` can look up its rows.
 
-    Where what cuts the batch cuts the rows as well each device needs whole ones, and the table is
-    gathered; else it stays where it is, and the pieces of what is looked up are.
+    Where the same axes of the mesh shard the batch and the rows, each device needs whole rows and
+    the table is gathered. Otherwise it stays in place, and the parts of the result are gathered.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not {*RULES["width"]} & {*cutting("batch", count, mesh.shape)}:
+    if mesh.empty or not {*RULES["hidden_size"]} & {*mesh_axes_of("batch", count, mesh.shape)}:
         return table
     return constrain(table, ANYWHERE, None)

@@ -1,1 +1,1 @@
-"""What to guess, before it is guessed: from what a target accepts, and what rounds cost."""
+"""What a draft will gain, before it is trained: from its acceptance and the costs of rounds."""

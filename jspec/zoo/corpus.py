@@ -30,7 +30,7 @@ def out_of_domain_documents() -> list[str]:
 def held_out(path: str) -> bool:
     """Whether a module, named by its path below the library's root, is kept for evaluation.
 
-    The choice hangs on the path alone, so it is the same for every release of Python.
+    The choice depends on the path alone, so it is the same for every release of Python.
     """
     return zlib.crc32(path.encode()) % HELD_OUT_ONE_IN == 0
 

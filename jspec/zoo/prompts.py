@@ -32,12 +32,12 @@ def training_prompts(
     """The same out of modules that the zoo learned from: `count` prompts to learn more from and, of
     other modules, one in `VALIDATED_ONE_IN` of them to validate by."""
     documents = training_documents()
-    kept = max(1, count // VALIDATED_ONE_IN)
+    held_out = max(1, count // VALIDATED_ONE_IN)
     apart = documents[::VALIDATED_ONE_IN]
     rest = [text for place, text in enumerate(documents) if place % VALIDATED_ONE_IN]
-    return tuple(
-        _windows(_spread(part, wanted), tokenizer, wanted, length)
-        for part, wanted in ((rest, count), (apart, kept))
+    return (
+        _windows(_spread(rest, count), tokenizer, count, length),
+        _windows(_spread(apart, held_out), tokenizer, held_out, length),
     )
 
 

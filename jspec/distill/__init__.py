@@ -1,1 +1,0 @@
-"""Training: losses, data as a function of the step, one step, and the loop around it."""

@@ -1,0 +1,1 @@
+"""What all studies share: recipes, measuring, records and their statistics, reports, plots."""

@@ -1,0 +1,1 @@
+"""Whether launches compile for TPU slices that are not there."""

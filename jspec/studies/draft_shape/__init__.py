@@ -1,0 +1,1 @@
+"""Drafts of many shapes, trained alike, and what the planner predicts of them."""

@@ -1,0 +1,66 @@
+"""A draft's stop networks, from on-policy data to the calibration figure (`jspec decide`)."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jspec.bench.calibration import Calibration, calibration
+from jspec.bench.plots import Figure, label
+from jspec.bench.plots import draw as draw_figures
+from jspec.training.stop_network import (
+    LabelledTokens,
+    TrainedNetwork,
+    network_scores,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ByTemperature = Mapping[float, LabelledTokens]
+"""Draft tokens by the temperature at which the target generated."""
+
+
+def calibrations(
+    held_out: ByTemperature, trained: Mapping[str, TrainedNetwork]
+) -> Iterator[Calibration]:
+    """Of all that predicts whether a draft token is accepted, by temperature and by the rule."""
+    for temperature, found in held_out.items():
+        predicted = {
+            f"{kind} network": network_scores(one.params, found.inputs[kind], network=one.network)
+            for kind, one in trained.items()
+        }
+        for name, chance in {**predicted, **found.scores}.items():
+            for rule, accepted in found.accepted.items():
+                both = np.asarray(chance), np.asarray(accepted)
+                yield calibration(*both, name=name, rule=rule, temperature=temperature)
+
+
+def draw(found: Sequence[Calibration], folder: Path) -> list[tuple[str, str]]:
+    """Writes one figure for each rule, a panel a temperature; the file and the title of each."""
+    temperatures = list(dict.fromkeys(one.temperature for one in found))
+    figures = [
+        Figure(
+            f"calibration_{rule}.png",
+            f"Draft tokens accepted of those predicted, rule {rule}",
+            functools.partial(_paint, [one for one in found if one.rule == rule], temperatures),
+            len(temperatures),
+        )
+        for rule in dict.fromkeys(one.rule for one in found)
+    ]
+    return [(figure.file, figure.title) for figure in draw_figures(figures, folder)]
+
+
+def _paint(
+    found: Sequence[Calibration], temperatures: Sequence[float], panels: Sequence["Axes"]
+) -> None:
+    for temperature, axes in zip(temperatures, panels, strict=True):
+        axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
+        for one in found:
+            if one.temperature == temperature:
+                ends = [here.predicted for here in one.bins], [here.accepted for here in one.bins]
+                axes.plot(*ends, marker=".", label=f"{one.name}, off by {one.error:.3f}")
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        label(axes, f"T={temperature:g}", "predicted probability", "share accepted")

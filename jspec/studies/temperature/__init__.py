@@ -1,0 +1,1 @@
+"""Drafts that are trained at some temperatures and served at others."""

@@ -1,0 +1,1 @@
+"""Training: distillation of drafts, pretraining of language models, and stop networks."""
