@@ -3,7 +3,6 @@
 It holds no algorithm: `generate` encodes, calls `jspec.decode.generate` and decodes.
 """
 
-import contextlib
 import difflib
 import functools
 import inspect
@@ -30,7 +29,7 @@ from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.models.protocol import Params
 from jspec.models.transformer import TransformerModel
-from jspec.parallel.sharding import REPLICATED, RULES, make_mesh
+from jspec.parallel.sharding import REPLICATED, RULES, make_mesh, on_mesh
 from jspec.serving import (
     TextReader,
     check_stop_strings,
@@ -38,6 +37,7 @@ from jspec.serving import (
     stream,
     stream_plain,
     stream_text,
+    take_rows,
 )
 
 MAX_NEW_TOKENS = 256
@@ -236,7 +236,7 @@ class Speculator:
         params = self.sampling_params(len(rows), stop_token_ids, **sampling)
         padded, most = self._pad(rows, max_new_tokens)
         keys = make_keys(seed, len(rows))
-        with self._on_mesh():
+        with on_mesh(self.mesh):
             if stop and batch_size is None:
                 outputs = self._decode_until(padded, keys, params, most, speculative, rows, stop)
             else:
@@ -399,7 +399,7 @@ class Speculator:
             found = []
             for start in range(0, count, size):
                 part = slice(start, start + size)
-                padded, some_keys, some, most = _rows(
+                padded, some_keys, some, most = take_rows(
                     (prompts, keys, sampling, max_new_tokens), part
                 )
                 output = autoregress(
@@ -468,13 +468,10 @@ class Speculator:
             output=output,
         )
 
-    def _on_mesh(self) -> Any:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
-
     def _each_on_mesh(self, pieces: Iterator[GenerationOutput]) -> Iterator[GenerationOutput]:
         """The mesh is in context while a piece is computed, and not in the caller's code."""
         while True:
-            with self._on_mesh():
+            with on_mesh(self.mesh):
                 piece = next(pieces, None)
             if piece is None:
                 return
@@ -486,12 +483,7 @@ def _hottest(sampling: SamplingParams) -> float:
     return float(np.asarray(sampling.temperature).max())
 
 
-def _rows(tree: Any, rows: slice) -> Any:
-    """The rows of everything that has a batch."""
-    return jax.tree.map(lambda x: x[rows], tree)
-
-
 def _split(output: GenerationOutput) -> list[GenerationOutput]:
     """One output for each row, as numpy arrays."""
     whole = jax.tree.map(np.asarray, output)
-    return [_rows(whole, slice(row, row + 1)) for row in range(len(whole.length))]
+    return [take_rows(whole, slice(row, row + 1)) for row in range(len(whole.length))]

@@ -344,16 +344,16 @@ def _serve(
     count = len(prompts.length)
 
     def start(indices: np.ndarray) -> DecodeState:
-        rows, most = _rows((prompts, max_new_tokens), indices)
+        rows, most = take_rows((prompts, max_new_tokens), indices)
         return start_decoding(params, draft_params, rows, most, **models, room=room)
 
     serving = np.arange(min(slots, count))
     state, following = start(serving), len(serving)
     while np.any(serving < count):
-        rows = _rows((keys, sampling), np.minimum(serving, count - 1))
+        rows = take_rows((keys, sampling), np.minimum(serving, count - 1))
         state, reasons = run_until_one_finishes(params, draft_params, state, *rows, **models)
         for slot in np.flatnonzero((np.asarray(reasons) != RUNNING) & (serving < count)):
-            prompt = _rows(prompts, serving[slot][None])
+            prompt = take_rows(prompts, serving[slot][None])
             yield int(serving[slot]), _output_of(state, prompt, slot, room=room)
             # Once the last prompt has a slot, indices past it mark the free ones.
             serving[slot], following = following, following + 1
@@ -400,7 +400,7 @@ def run_until_one_finishes(
     return state, constrain(state.finish_reason, None)
 
 
-def _rows(tree: Any, rows: np.ndarray) -> Any:
+def take_rows(tree: Any, rows: np.ndarray | slice) -> Any:
     """The rows of everything that has a batch."""
     return jax.tree.map(lambda x: x[rows], tree)
 

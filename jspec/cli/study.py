@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from jspec.bench.suite import held_out_work
-from jspec.cli.placement import placed
 from jspec.cli.screen import console, emit
 from jspec.cli.verb import DONE, FAILED, Verb
 from jspec.plan.drafts import PlannedTarget, planned_draft, planned_target
@@ -46,7 +45,7 @@ class Study(Verb):
 
     def run(self) -> int:
         """As `Verb.run`."""
-        from jspec.parallel.sharding import read_mesh
+        from jspec.parallel.sharding import on_mesh, read_mesh
         from jspec.training.checkpoints import exit_on_sigterm
 
         experiment = _experiment(self.study)
@@ -57,7 +56,7 @@ class Study(Verb):
         def note(text: str) -> None:
             screen.print(text, soft_wrap=True)
 
-        with exit_on_sigterm(note), placed(mesh):
+        with exit_on_sigterm(note), on_mesh(mesh):
             try:
                 material = MATERIALS[self.study](recipe, mesh, note)
                 measured = experiment.run(recipe, material, mesh=mesh, note=note)

@@ -17,7 +17,7 @@ from jspec.formats.families import fitting_family
 from jspec.formats.huggingface import Checkpoint, save
 from jspec.models.protocol import Params, init_params
 from jspec.models.transformer import TransformerModel, transformer
-from jspec.parallel.sharding import REPLICATED, RULES, read_mesh
+from jspec.parallel.sharding import REPLICATED, RULES, on_mesh, read_mesh
 from jspec.training.checkpoints import Note
 from jspec.training.config_files import find_recipe
 from jspec.training.data import Document, pack
@@ -26,7 +26,6 @@ from jspec.training.loading import load_model
 from jspec.training.loop import last_metrics, print_note, train
 from jspec.training.objectives import in_dtype, language_model_loss
 from jspec.training.recipe import Pretraining
-from jspec.training.run import on_mesh
 from jspec.training.step import compile_program, make_optimizer
 from jspec.zoo.corpus import held_out_documents, training_documents
 from jspec.zoo.tokenizer import END_OF_TEXT, train_tokenizer

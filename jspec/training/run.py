@@ -3,14 +3,12 @@
 A study that trains many drafts makes one `TrainSetup` and calls `run_distillation` for each.
 """
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from jspec.core.tree import Tree
@@ -23,7 +21,7 @@ from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.heads import Head
 from jspec.models.protocol import Params
-from jspec.parallel.sharding import read_mesh
+from jspec.parallel.sharding import on_mesh, read_mesh
 from jspec.training.checkpoints import Note, read_checkpoint
 from jspec.training.config_files import find_recipe, recipe_from_json
 from jspec.training.data import Document, Mixture, Source, pack
@@ -129,11 +127,6 @@ def load_run_draft(
     state = init_state(draft.params, optimizer=make_optimizer(recipe))
     state = read_checkpoint((folder / CHECKPOINTS).absolute(), step, state)
     return recipe, replace(draft, params=state.params)
-
-
-def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Runs what is inside on the mesh, if there is one."""
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 class Inputs(NamedTuple):
