@@ -2,6 +2,7 @@
 of a round cost by that."""
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,10 @@ from jspec.tuning.costs import Costs, Points, rising
 NODES, ROWS = (1, 64), (1, 8)
 BETWEEN = 2, 4, 8, 16, 32
 
+# What XLA's TPU compiler spends on a program's speed, from -1 to 1; and seconds of compiling from
+# which on jax stores a program.
 EFFORT = "jax_exec_time_optimization_effort"
+SHORTEST_STORED = "jax_persistent_cache_min_compile_time_secs"
 # What XLA says of a TPU's memory, in units of 1024.
 _OVER = re.compile(r"Exceeded hbm capacity by ([\d.]+)([KMGT]?)")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -81,7 +85,7 @@ def compile_for(lowered: Lowered, *, quickly: bool = False) -> tuple[Compiled, P
         distillation compiles in a fifth of the time, and needs no less memory.
     """
     started = time.perf_counter()
-    with _effort(-1.0) if quickly else contextlib.nullcontext():
+    with _setting(EFFORT, -1.0 if quickly else getattr(jax.config, EFFORT)):
         program = _compile(lowered)
     seconds = time.perf_counter() - started
     return program, facts(program, seconds)
@@ -172,7 +176,9 @@ def needed_bytes(target: CompiledPasses, draft: CompiledPasses) -> int:
 
 def _compile(lowered: Lowered) -> Compiled:
     try:
-        return lowered.compile()
+        # jax stores programs for devices that are not there, and then cannot read them.
+        with _setting(SHORTEST_STORED, math.inf):
+            return lowered.compile()
     except RuntimeError as error:
         if (found := _OVER.search(str(error))) is None:
             raise
@@ -180,11 +186,11 @@ def _compile(lowered: Lowered) -> Compiled:
 
 
 @contextlib.contextmanager
-def _effort(value: float) -> Iterator[None]:
-    """What XLA's TPU compiler spends on a program's speed, from -1 to 1."""
-    before: Any = getattr(jax.config, EFFORT)
-    jax.config.update(EFFORT, value)
+def _setting(name: str, value: Any) -> Iterator[None]:
+    """One of jax's settings, for as long as something compiles."""
+    before: Any = getattr(jax.config, name)
+    jax.config.update(name, value)
     try:
         yield
     finally:
-        jax.config.update(EFFORT, before)
+        jax.config.update(name, before)
