@@ -6,6 +6,7 @@ It holds no algorithm: `generate` encodes, calls `jspec.decode.generate` and dec
 import difflib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,20 @@ from jspec.core.candidates import Rule
 from jspec.core.prompts import PaddedPrompts, pad_prompts
 from jspec.core.sampling import SamplingParams, make_keys
 from jspec.core.tree import DynamicTree, Tree
-from jspec.decode import RUNNING, STOP, GenerationOutput, autoregress, generate
+from jspec.decode import (
+    FINISH_REASONS,
+    NONFINITE,
+    RUNNING,
+    STOP,
+    WHY_NONFINITE,
+    GenerationOutput,
+    autoregress,
+    generate,
+)
 from jspec.draft.draft import Draft, load_draft
 from jspec.draft.protocol import Drafter
 from jspec.draft.stopping import read_stop
+from jspec.formats.encoding import check_tokens, encode_texts, encode_written
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.models.protocol import Params
@@ -60,7 +71,8 @@ class TextOutput:
       text: up to a stop string or a stop token.
       token_ids: its tokens, with the stop string's or the stop token that ended it.
       is_draft_token: for each of `token_ids`, whether it is an accepted draft token.
-      finish_reason: `stop` (a stop token or a stop string) or `length` (`max_new_tokens`).
+      finish_reason: `stop` (a stop token or a stop string), `length` (`max_new_tokens`), or
+        `nonfinite` where the target's logits for the next token are NaN or infinite.
       num_prompt_tokens: tokens of the prompt.
       output: one row of the functional `generate`'s output, as numpy arrays; it may go on past a
         stop string, and the counts below are of all of it.
@@ -179,6 +191,7 @@ class Speculator:
         dtype: Any = "float32",
         mesh: Mesh | Mapping[str, int] | None = None,
         replicate_draft: bool = False,
+        allow_token_mismatch: bool = False,
     ) -> "Speculator":
         """Loads a target and its draft from `zoo:NAME`, local folders or hub names.
 
@@ -187,6 +200,7 @@ class Speculator:
             loaded before, or what `jspec.distill` returns as `draft`.
           dtype: of the weights and the computation: float32, bfloat16 or float16.
           mesh: such as `{"tensor": 4}`; replicate_draft: puts all of the draft on every device.
+          allow_token_mismatch: takes a draft model with other tokens, as `load_draft` does.
 
         Raises `ValueError` for a draft that does not fit the target, an unknown rule, tree or stop.
         """
@@ -196,7 +210,10 @@ class Speculator:
             target = load(target, dtype=dtype, mesh=mesh)
         rules = REPLICATED if replicate_draft else RULES
         if draft is not None and not isinstance(draft, Draft):
-            draft = load_draft(draft, target, dtype=dtype, mesh=mesh, rules=rules)
+            draft = load_draft(
+                draft, target,
+                dtype=dtype, mesh=mesh, rules=rules, allow_token_mismatch=allow_token_mismatch,
+            )  # fmt: skip
         return cls(target, draft, verify.get(rule), tree, stop_drafting, mesh)
 
     @suggesting
@@ -258,7 +275,10 @@ class Speculator:
         speculative: bool = True,
         **sampling: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Yields the text that `generate` returns, piece by piece as it is generated."""
+        """Yields the text that `generate` returns, piece by piece as it is generated.
+
+        Warns where it ends for `nonfinite`.
+        """
         ids = self.encode(prompt)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         check_stop_strings(stop)
@@ -269,7 +289,7 @@ class Speculator:
             speculative=speculative,
             sampling=self.sampling_params(1, stop_token_ids, **sampling),
         )
-        return stream_text(pieces, self.target.tokenizer, stop=stop, prompt_tokens=ids)
+        return stream_text(_warned(pieces), self.target.tokenizer, stop=stop, prompt_tokens=ids)
 
     def stream_outputs(
         self,
@@ -306,7 +326,7 @@ class Speculator:
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt; tokens are handed back."""
         if isinstance(prompt, str):
-            return list(self.target.tokenizer(prompt, verbose=False)["input_ids"])
+            return self._known(encode_texts(self.target.tokenizer, [prompt])[0])
         return [int(token) for token in prompt]
 
     def encode_chat(
@@ -321,13 +341,11 @@ class Speculator:
             )
         extra = {} if tools is None else {"tools": list(tools)}
         try:
-            return list(
-                tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    add_generation_prompt=True,
-                    return_dict=False,
-                    **extra,
-                )
+            written = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=False,
+                **extra,
             )
         # A template is a program: it may raise anything.
         except Exception as error:
@@ -335,6 +353,15 @@ class Speculator:
                 f"messages: the chat template of target={str(self.target.folder)!r} cannot write "
                 f"them ({type(error).__name__}: {' '.join(str(error).split())})"
             ) from error
+        return self._known(encode_written(tokenizer, [written])[0])
+
+    def _known(self, tokens: list[int]) -> list[int]:
+        """The tokens, all of which the target has."""
+        try:
+            check_tokens(tokens, self.target.tokenizer, self.target.model.config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from error
+        return tokens
 
     def drafter_for(self, temperature: float) -> tuple[TransformerModel, Drafter, Params]:
         """What the functional `generate` takes: the target to run, the drafter, and its parameters.
@@ -458,12 +485,12 @@ class Speculator:
         self, output: GenerationOutput, prompt: Sequence[int], stop: Sequence[str]
     ) -> TextOutput:
         piece = TextReader(self.target.tokenizer, stop, prompt).read(output, ended=True)
-        stopped = piece.stopped or int(output.finish_reason[0]) == STOP
+        reason = STOP if piece.stopped else int(output.finish_reason[0])
         return TextOutput(
             text=piece.text,
             token_ids=output.tokens[0, : piece.tokens].tolist(),
             is_draft_token=output.is_draft_token[0, : piece.tokens].tolist(),
-            finish_reason="stop" if stopped else "length",
+            finish_reason=FINISH_REASONS.get(reason, "length"),
             num_prompt_tokens=len(prompt),
             output=output,
         )
@@ -476,6 +503,14 @@ class Speculator:
             if piece is None:
                 return
             yield piece
+
+
+def _warned(pieces: Iterator[GenerationOutput]) -> Iterator[GenerationOutput]:
+    """The same, with a warning where a text cannot go on: a stream of text has no finish reason."""
+    for piece in pieces:
+        yield piece
+        if np.any(np.asarray(piece.finish_reason) == NONFINITE):
+            warnings.warn(WHY_NONFINITE, RuntimeWarning, stacklevel=2)
 
 
 def _hottest(sampling: SamplingParams) -> float:

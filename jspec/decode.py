@@ -20,15 +20,29 @@ from jspec.core.cache import Block, Cache, commit
 from jspec.core.candidates import Candidates, Rule, Verification, num_drafted_levels, tree_shape
 from jspec.core.penalties import TokenCounts, TreeContext, init_counts, update_counts
 from jspec.core.prompts import PREFILL_CHUNK, PaddedPrompts
-from jspec.core.sampling import SamplingParams, pick_token, process_logits, sample_noise
+from jspec.core.sampling import (
+    NO_TOKEN,
+    SamplingParams,
+    are_finite,
+    pick_token,
+    process_logits,
+    sample_noise,
+)
 from jspec.core.tree import DynamicTree, Tree
 from jspec.draft.protocol import DraftContext, Drafter, DrafterState
 from jspec.models.prefill import prefill_with_hidden_states
 from jspec.models.protocol import Model, Output, Params
 from jspec.parallel.sharding import constrain
+from jspec.verify.target_pass import run_smallest_bucket, verify_finite
 
 # Why a row ended; 0 while it is running.
-RUNNING, STOP, LENGTH = 0, 1, 2
+RUNNING, STOP, LENGTH, NONFINITE = 0, 1, 2, 3
+FINISH_REASONS = {STOP: "stop", LENGTH: "length", NONFINITE: "nonfinite"}
+# What is said of a row that ended so.
+WHY_NONFINITE = (
+    "the target's logits are not finite (NaN or infinite), so the text ends there: float16 "
+    "overflows where bfloat16 and float32 do not, so try another dtype"
+)
 # One compiled program serves every `max_new_tokens` up to a multiple of this.
 NEW_TOKENS_BUCKET = 64
 
@@ -82,7 +96,7 @@ class GenerationOutput:
         up to a bucket.
       is_draft_token: `[B, T]` bool, whether a token was a draft token that the target accepted.
       finish_reason: `[B]`, `STOP` for a stop token (the last valid one), `LENGTH` for the most new
-        tokens.
+        tokens, `NONFINITE` where the target's logits for the next one are not finite.
       num_rounds: `[B]` forward passes of the target.
       accepted_by_rank: `[B, A, W]` rounds that accepted, at each position after the root, the child
         of each rank; the root's first, which counts the rounds that emitted something. Where a
@@ -325,9 +339,9 @@ def speculate(
         positions = (state.length - 1)[:, None] + depth
         output = target.forward(params, candidates.tokens, positions, mask, state.cache)
         above = TreeContext(candidates.tokens[:, 1:], mask[..., 1:])
-        logits = target.logits(params, output.hidden)
-        logits = process_logits(logits, sampling, state.counts, above)
-        return rule.verify(noise, candidates, logits, sampling, tree=tree), output
+        raw = target.logits(params, output.hidden)
+        logits = process_logits(raw, sampling, state.counts, above)
+        return verify_finite(rule, noise, candidates, raw, logits, sampling, tree=tree), output
 
     verification, output = run_smallest_bucket(verify_tree, candidates, tree)
     state = count_draft_tokens(state, candidates, tree)
@@ -345,8 +359,10 @@ def decode_one_token(
     position = state.length[:, None]
     root = jnp.take_along_axis(state.tokens, position - 1, axis=1)
     output = target.forward(params, root, position - 1, jnp.ones((1, 1), bool), state.cache)
-    logits = process_logits(target.logits(params, output.hidden), sampling, state.counts)
+    raw = target.logits(params, output.hidden)
+    logits = process_logits(raw, sampling, state.counts)
     token = pick_token(logits, sample_noise(keys, position, logits.shape[-1], sampling))
+    token = jnp.where(are_finite(raw) & are_finite(logits), token, NO_TOKEN)
     alone = jnp.zeros_like(position)
     verification = Verification(alone, num_accepted=alone[:, 0] + 1, bonus_token=token[:, 0])
     candidates = Candidates(root, alone - 1, alone == 0)
@@ -362,16 +378,16 @@ def unfinished(state: DecodeState) -> Array:
 def collect_output(state: DecodeState, prompts: PaddedPrompts, room: int) -> GenerationOutput:
     """What a state holds after its prompts, finished or not."""
     length = state.length - prompts.length
-    valid = jnp.arange(room)[None] < length[:, None]
+    valid = jnp.arange(room, dtype=jnp.int32)[None] < length[:, None]
 
     def take(rows: Array) -> Array:
         slices = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, room))
-        return jnp.where(valid, slices(rows, prompts.length), 0)
+        return jnp.where(valid, slices(rows, prompts.length), jnp.zeros((), rows.dtype))
 
     output = GenerationOutput(
         tokens=take(state.tokens),
         length=length,
-        is_draft_token=take(state.is_draft_token).astype(bool),
+        is_draft_token=take(state.is_draft_token),
         finish_reason=state.finish_reason,
         num_rounds=state.num_rounds,
         accepted_by_rank=state.accepted_by_rank,
@@ -383,36 +399,6 @@ def collect_output(state: DecodeState, prompts: PaddedPrompts, room: int) -> Gen
     return jax.tree.map(lambda x: constrain(x, *[None] * x.ndim), output)
 
 
-def run_smallest_bucket(
-    verify_tree: Callable[[Candidates, Tree | DynamicTree], tuple[Verification, Output]],
-    candidates: Candidates,
-    tree: Tree | DynamicTree,
-) -> tuple[Verification, Output]:
-    """The target's pass over no more of a tree than was drafted: the smallest verification bucket.
-
-    Nodes are in breadth-first order, so a tree cut after a level is a prefix of every table, its
-    mask the upper left corner of the whole one (the sliced mask of arXiv 2409.10644, made once).
-    Every bucket is a branch of one compiled program, padded to the shapes of the whole tree; the
-    padding means nothing.
-    """
-    if candidates.num_levels is None or isinstance(tree, DynamicTree):
-        return verify_tree(candidates, tree)
-    cuts = [tree.cut(depth) for depth in candidates.buckets]
-
-    def branch(cut: Tree) -> Callable[[], tuple[Verification, Output]]:
-        def run() -> tuple[Verification, Output]:
-            verification, output = verify_tree(candidates.cut(cut), cut)
-            path = _pad(verification.accepted_path, 1, tree.path_length, mode="edge")
-            return replace(verification, accepted_path=path), _pad_output(output, tree.size)
-
-        return run
-
-    depths = jnp.asarray(candidates.buckets)
-    return jax.lax.switch(
-        jnp.searchsorted(depths, candidates.num_levels), [branch(cut) for cut in cuts]
-    )
-
-
 def count_draft_tokens(
     state: DecodeState, candidates: Candidates, tree: Tree | DynamicTree
 ) -> DecodeState:
@@ -420,12 +406,13 @@ def count_draft_tokens(
     running = state.finish_reason == RUNNING
     undrafted = tree.path_length - state.accepted_by_rank.shape[1]
     nodes = candidates.valid & (tree_shape(candidates, tree)[0] > undrafted)
+    nodes = nodes.sum(axis=-1, dtype=jnp.int32)
     levels = jnp.maximum(num_drafted_levels(candidates, tree) - undrafted, 0)
     most = candidates.num_levels
     most = levels if most is None else jnp.maximum(most - undrafted, 0)
     return replace(
         state,
-        num_draft_tokens=state.num_draft_tokens + jnp.where(running, nodes.sum(axis=-1), 0),
+        num_draft_tokens=state.num_draft_tokens + jnp.where(running, nodes, 0),
         num_draft_levels=state.num_draft_levels + jnp.where(running, levels, 0),
         wasted_draft_levels=state.wasted_draft_levels + jnp.where(running, most - levels, 0),
     )
@@ -438,7 +425,8 @@ def emit_tokens(
     verification: Verification,
     stop_token_ids: Array,
 ) -> tuple[DecodeState, Array]:
-    """Writes the accepted tokens up to a stop token or the last new one, and commits their rows.
+    """Writes the accepted tokens up to a stop token, the last new one, or where there is none, and
+    commits their rows.
 
     Returns the new state and `[B]` how many tokens each row emitted; a finished row emits none. The
     token emitted last is the new root, so as many rows are committed as tokens are emitted.
@@ -448,16 +436,19 @@ def emit_tokens(
     """
     path, num_accepted = verification.accepted_path, verification.num_accepted
     running = state.finish_reason == RUNNING
-    order = jnp.arange(path.shape[1])[None]
+    order = jnp.arange(path.shape[1], dtype=jnp.int32)[None]
     below = jnp.roll(jnp.take_along_axis(candidates.tokens, path, axis=1), -1, axis=1)
     is_draft_token = order < num_accepted[:, None] - 1
     tokens = jnp.where(is_draft_token, below, verification.bonus_token[:, None])
-    count = jnp.where(running, jnp.minimum(num_accepted, state.max_length - state.length), 0)
+    finite = verification.bonus_token != NO_TOKEN
+    count = jnp.where(finite, num_accepted, jnp.maximum(num_accepted - 1, 0))
+    count = jnp.where(running, jnp.minimum(count, state.max_length - state.length), 0)
     stops = (tokens[..., None] == stop_token_ids[:, None]).any(axis=-1) & (order < count[:, None])
     stopped = stops.any(axis=-1)
-    count = jnp.where(stopped, jnp.argmax(stops, axis=-1) + 1, count)
+    count = jnp.where(stopped, jnp.argmax(stops, axis=-1).astype(jnp.int32) + 1, count)
     length = state.length + count
-    reason = jnp.where(stopped, STOP, jnp.where(length >= state.max_length, LENGTH, RUNNING))
+    reason = jnp.where(finite, RUNNING, NONFINITE)
+    reason = jnp.where(stopped, STOP, jnp.where(length >= state.max_length, LENGTH, reason))
     put = jax.vmap(jax.lax.dynamic_update_slice_in_dim, (0, 0, 0, None))
     accepted = _count_by_rank(candidates, path, count, state.accepted_by_rank)
     state = replace(
@@ -468,7 +459,7 @@ def emit_tokens(
         counts=update_counts(state.counts, tokens, count),
         finish_reason=jnp.where(running, reason, state.finish_reason),
         cache=commit(state.cache, block, path, count),
-        num_rounds=state.num_rounds + running,
+        num_rounds=state.num_rounds + running.astype(jnp.int32),
         accepted_by_rank=state.accepted_by_rank + accepted,
     )
     return state, count
@@ -478,11 +469,13 @@ def _count_by_rank(candidates: Candidates, path: Array, count: Array, like: Arra
     """`[B, A, W]` 1 for each of the first `count` `[B]` nodes of a path, by its rank; where `like`
     is shorter than the path, from as much further down."""
     path = path[:, path.shape[1] - like.shape[1] :]
-    accepted = jnp.arange(path.shape[1])[None] < count[:, None]
+    accepted = jnp.arange(path.shape[1], dtype=jnp.int32)[None] < count[:, None]
     parent = jnp.take_along_axis(candidates.parent, path, axis=1)
-    before = jnp.arange(candidates.parent.shape[1])[None, None] < path[..., None]
-    rank = ((candidates.parent[:, None] == parent[..., None]) & before).sum(axis=-1)
-    return jax.nn.one_hot(rank, like.shape[-1], dtype=like.dtype) * accepted[..., None]
+    nodes = jnp.arange(candidates.parent.shape[1], dtype=jnp.int32)
+    older = (candidates.parent[:, None] == parent[..., None]) & (nodes[None, None] < path[..., None])
+    rank = older.sum(axis=-1, dtype=jnp.int32)
+    counted = accepted.astype(like.dtype)[..., None]
+    return jax.nn.one_hot(rank, like.shape[-1], dtype=like.dtype) * counted
 
 
 def _prefill_state(
@@ -530,18 +523,3 @@ def _prefill_state(
         wasted_draft_levels=none,
     )
     return state, features
-
-
-def _pad_output(output: Output, nodes: int) -> Output:
-    return replace(
-        output,
-        hidden=_pad(output.hidden, 1, nodes),
-        hidden_states=jax.tree.map(lambda x: _pad(x, 1, nodes), output.hidden_states),
-        block=jax.tree.map(lambda x: _pad(x, 2, nodes), output.block),
-    )
-
-
-def _pad(x: Array, axis: int, size: int, mode: str = "constant") -> Array:
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = 0, size - x.shape[axis]
-    return jnp.pad(x, ends, mode=mode)

@@ -4,7 +4,6 @@ import functools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ from jspec.models.protocol import Model, Params
 from jspec.parallel.sharding import constrain
 
 # The finish reason of a slot that no prompt is left for.
-FREE = 3
+FREE = 4
 
 
 def stream(
@@ -132,51 +131,109 @@ class TextPiece(NamedTuple):
 
 PARTIAL = "\ufffd"  # what decoding puts where only some bytes of a character are there
 BYTE = re.compile("<0x[0-9A-F]{2}>")  # how tokenizers that fall back to bytes name them
-LONGEST = 4  # bytes of a character, and so tokens
+NEAR = 16  # tokens that are decoded again before new ones; the bytes of some characters
+MANY = 64  # tokens behind which those before them are decoded no more
+PART = 32  # tokens that are taken at a time where a stop string may end the text at one of them
 
 
-@dataclass(frozen=True)
+class _Cut(NamedTuple):
+    """A place before which nothing is decoded any more, but for the tokens near it.
+
+    Attributes:
+      count, length: of the tokens before it, and of their text.
+      near, before: the last of these tokens, and what they decode as.
+    """
+
+    count: int
+    length: int
+    near: list[int]
+    before: str
+
+
 class TextReader:
     """Reads the pieces of one text, to the same end however it is cut into them.
+
+    A piece costs as much as it adds: what cannot change any more is not decoded again. A piece that
+    is shorter than the one before begins another text.
 
     >>> output = engine.generate("import os\\n", max_new_tokens=64).output
     >>> TextReader(tokenizer, stop=["\\n\\n"]).read(output).text
 
-    Attributes:
+    Args:
       tokenizer: one of transformers, or another that decodes lists of tokens.
       stop: strings before which the text ends: the one that is complete first, and of several the
         longest.
       prompt_tokens: without which many tokenizers drop a space at the beginning.
     """
 
-    tokenizer: Any
-    stop: Sequence[str] = ()
-    prompt_tokens: Sequence[int] = ()
+    def __init__(
+        self, tokenizer: Any, stop: Sequence[str] = (), prompt_tokens: Sequence[int] = ()
+    ) -> None:
+        self.tokenizer, self.stop, self.prompt_tokens = tokenizer, stop, prompt_tokens
+        self._longest = max(map(len, stop), default=0)
+        self._begin()
 
     def read(self, piece: GenerationOutput, row: int = 0, *, ended: bool = False) -> TextPiece:
         """The text of one row; once it has `ended` there is nothing left to wait for."""
-        count = int(piece.length[row])
-        stopped = int(piece.finish_reason[row]) == STOP
-        ids = piece.tokens[row, : count - stopped].tolist()
-        text = self._decode(ids) if ended else self._settled(ids)
-        # The smallest end, and there the smallest start: no later piece can have another.
-        found = [(text.index(s) + len(s), text.index(s)) for s in self.stop if s in text]
-        if found:
-            end, start = min(found)
-            return TextPiece(text[:start], start, self._needed(ids, text[:end]), stopped=True)
-        return TextPiece(text, len(text) if ended else ready(text, self.stop), count)
+        tokens, length, reason = (
+            np.asarray(x)[row] for x in (piece.tokens, piece.length, piece.finish_reason)
+        )
+        count = int(length)
+        end = count - int(reason == STOP)
+        if end < self._taken:
+            self._begin()
+        while self._taken < end and self._stopped is None:
+            self._take(tokens, min(self._taken + PART, end) if self.stop else end)
+        if self._stopped is None and ended:
+            text = self._text + self._decode(tokens[self._cut : end].tolist())
+            self._find_stop(text, tokens)
+            return self._stopped or TextPiece(text, len(text), count)
+        return self._stopped or TextPiece(self._known, ready(self._known, self.stop), count)
+
+    def _begin(self) -> None:
+        """Before the first token."""
+        start = max(self._whole(self.prompt_tokens) - NEAR, 0)
+        # The tokens before those that are decoded, and their text.
+        self._near = list(self.prompt_tokens[start:])
+        self._before: str = self.tokenizer.decode(self._near)
+        # The text of the first `_cut` tokens, and all that every later text begins with.
+        self._text, self._cut, self._known = "", 0, ""
+        self._taken = 0
+        self._stopped: TextPiece | None = None
+
+    def _take(self, tokens: np.ndarray, end: int) -> None:
+        """Reads on to the token `end`."""
+        whole = self._taken + self._whole(tokens[self._taken : end].tolist())
+        before, self._taken = self._taken, end
+        if whole == before:
+            return  # bytes, of which more may follow
+        ids = tokens[self._cut : whole].tolist()
+        text = self._decode(ids)
+        cut = self._later_cut(ids, text) if len(ids) > MANY else None
+        certain = max(len(text.rstrip(PARTIAL)), cut.length if cut else 0)
+        known = self._text + text[:certain]
+        self._find_stop(known, tokens)
+        self._known = known
+        if cut is not None:
+            self._text += text[: cut.length]
+            self._cut += cut.count
+            self._near, self._before = cut.near, cut.before
+
+    def _later_cut(self, ids: list[int], text: str) -> "_Cut | None":
+        """Where all but the last of these tokens can be left to the text that they have."""
+        count = self._whole(ids[:-NEAR])
+        near = [*self._near, *ids[:count]][-NEAR:]
+        before, both = (self.tokenizer.decode(x) for x in (near, [*near, *ids[count:]]))
+        # A character whose first bytes are before the cut is behind it.
+        before = os.path.commonprefix([before, both])
+        rest = both[len(before) :]
+        return _Cut(count, len(text) - len(rest), near, before) if text.endswith(rest) else None
 
     def _decode(self, ids: Sequence[int]) -> str:
-        """The text after the prompt's."""
-        start = max(self._whole(self.prompt_tokens) - LONGEST, 0)
-        near = list(self.prompt_tokens[start:])
-        before, text = self.tokenizer.decode(near), self.tokenizer.decode([*near, *ids])
+        """The text after that of the tokens before."""
+        text = self.tokenizer.decode([*self._near, *ids])
         # A character whose first bytes the prompt ends with is generated.
-        return text[len(os.path.commonprefix([before, text])) :]
-
-    def _settled(self, ids: Sequence[int]) -> str:
-        """The text that every later one begins with."""
-        return self._decode(ids[: self._whole(ids)]).rstrip(PARTIAL)
+        return text[len(os.path.commonprefix([self._before, text])) :]
 
     def _whole(self, ids: Sequence[int]) -> int:
         """How many tokens come before the bytes at the end, which decode as characters only as
@@ -187,12 +244,20 @@ class TextReader:
             count -= 1
         return count
 
-    def _needed(self, ids: Sequence[int], text: str) -> int:
-        """How many tokens it takes to write `text`."""
-        count = len(ids)
-        while count and self._decode(ids[: count - 1]).startswith(text):
-            count -= 1
-        return count
+    def _find_stop(self, text: str, tokens: np.ndarray) -> None:
+        """Ends the text before a stop string."""
+        # What was known before holds none.
+        start = max(len(self._known) - self._longest + 1, 0)
+        places = ((text.find(string, start), len(string)) for string in self.stop)
+        # The smallest end, and there the smallest start: no later piece can have another.
+        found = [(place + length, place) for place, length in places if place >= 0]
+        if not found:
+            return
+        end, place = min(found)
+        ids, needed = tokens[self._cut : self._taken].tolist(), text[len(self._text) : end]
+        while ids and self._decode(ids[:-1]).startswith(needed):
+            ids.pop()
+        self._stopped = TextPiece(text[:place], place, self._cut + len(ids), stopped=True)
 
 
 def stream_text(

@@ -30,13 +30,15 @@ from texts import (  # noqa: E402
     sharp,
 )
 
-from jspec import GenerationOutput, Model, ModelConfig, transformer  # noqa: E402
+from jspec import GenerationOutput, Model, ModelConfig, decode, transformer  # noqa: E402
 from jspec.bench import settings  # noqa: E402
 from jspec.formats import folder as model_folders  # noqa: E402
 from jspec.models.protocol import Params  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+# Tests write few tokens, some of them in tens of thousands of rows.
+decode.NEW_TOKENS_BUCKET = 4
 # Many small programs: what took longer to compile than to read is worth keeping.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

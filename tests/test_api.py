@@ -307,3 +307,18 @@ def test_on_a_mesh_the_text_is_the_one_without(engine, models):
         spread.generate(PROMPT, **HOT, speculative=False).token_ids,
         engine.generate(PROMPT, **HOT).token_ids,
     )
+
+
+def test_a_text_whose_logits_are_not_finite_says_so(models):
+    """It ends there, and what streams it warns, for a stream has no finish reason."""
+    target = jspec.load(models / "target")
+    broken = jax.tree.map(lambda x: x * np.nan, target.params)
+    engine = Speculator.load(
+        dataclasses.replace(target, params=broken), models / "wide", tree="2x2"
+    )
+    for how in ({}, {"speculative": False}, {"stop": "zz"}, {"batch_size": 1}):
+        for out in engine.generate([PROMPT, PROMPT], **HOT, **how):
+            assert (out.text, out.token_ids, out.finish_reason) == ("", [], "nonfinite")
+            assert out.acceptance_length == 0
+    with pytest.warns(RuntimeWarning, match="the target's logits are not finite"):
+        assert "".join(engine.stream(PROMPT, **HOT)) == ""

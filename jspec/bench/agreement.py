@@ -125,9 +125,10 @@ def _gap(
     logits = _logits_at(params, padded, len(text) - 1, target=target)
     how = jax.tree.map(lambda x: x[:1], work.sampling(temperature))
     key = work.keys[batch][row][None]
-    added = sample_noise(key, jnp.full((1, 1), len(text)), logits.shape[-1], how)
+    place = jnp.full((1, 1), len(text), jnp.int32)
+    added = sample_noise(key, place, logits.shape[-1], how)
     counts = init_counts(
-        padded, prompts.length[row][None], np.array([len(text)]), vocab_size=logits.shape[-1]
+        padded, prompts.length[row][None], np.array([len(text)], np.int32), vocab_size=logits.shape[-1]
     )
     scores = (process_logits(logits, how, counts) + added)[0, 0, pair]
     return float(jnp.abs(scores[0] - scores[1]))
@@ -138,5 +139,6 @@ def _logits_at(params: Params, tokens: jax.Array, place: int, *, target: Model) 
     """`[1, 1, V]` at one place of `tokens` `[1, P]`, in one pass without a cache."""
     length = tokens.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    hidden = target.forward(params, tokens, jnp.arange(length)[None], causal).hidden
+    places = jnp.arange(length, dtype=jnp.int32)[None]
+    hidden = target.forward(params, tokens, places, causal).hidden
     return target.logits(params, jax.lax.dynamic_slice_in_dim(hidden, place, 1, axis=1))

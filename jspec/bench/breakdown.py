@@ -163,7 +163,7 @@ def seconds(function: Callable[[], Any]) -> float:
 def pending_rounds(result: tuple[DecodeState, Array]) -> Array:
     """`[ROUNDS]` bool: as many true as rounds had a pending token, spread evenly."""
     share = int(result[1]) / ROUNDS
-    steps = jnp.floor(jnp.arange(ROUNDS + 1) * share + 1e-6)
+    steps = jnp.floor(jnp.arange(ROUNDS + 1, dtype=jnp.float32) * share + 1e-6)
     return steps[1:] > steps[:-1]
 
 
@@ -190,7 +190,7 @@ def whole_rounds(
         state = speculate(
             params, draft, state, keys, how, target=target, drafter=drafter, rule=rule
         )
-        return state, count + pending
+        return state, count + pending.astype(jnp.int32)
 
     return jax.lax.fori_loop(0, ROUNDS, advance, (state, jnp.int32(0)))
 
@@ -209,7 +209,7 @@ def draft_rounds(
 ) -> Array:
     """`ROUNDS` proposals, each for a root that the one before drafted: `[B]` the last of these."""
     noise = rule.sample_noise(keys, state.length, how, tree=drafter.tree, vocab_size=vocabulary)
-    row = jnp.arange(len(state.length))
+    row = jnp.arange(len(state.length), dtype=jnp.int32)
 
     def advance(number: int, carry: tuple[Array, Any]) -> tuple[Array, Any]:
         root, memory = carry

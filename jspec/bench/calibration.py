@@ -130,7 +130,7 @@ def fit_scores(
     vocabulary = target.config.vocab_size
     logits = draft_logits(append_tokens(prompts, picked))
     logits = to_vocab_size(states_before(prompts, logits, tokens), vocabulary)
-    places = prompts.length[:, None] + jnp.arange(tokens)[None]
+    places = prompts.length[:, None] + jnp.arange(tokens, dtype=jnp.int32)[None]
     added = sample_noise(keys, places, vocabulary, how).reshape(-1, 1, vocabulary)
     # Every place is the root of a sequence.
     logits, picks = logits.reshape(added.shape), picked.reshape(-1, 1, 1)

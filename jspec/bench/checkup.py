@@ -12,6 +12,7 @@ from jspec.bench.health import MIN_ACCEPTANCE_LENGTH, Health, causes, diagnose, 
 from jspec.bench.metrics import acceptance_metrics
 from jspec.bench.suite import Method, Program, Workload, plain_program
 from jspec.bench.timing import Sample
+from jspec.decode import NONFINITE, GenerationOutput
 from jspec.draft.draft import Draft
 from jspec.formats.huggingface import Checkpoint
 
@@ -37,8 +38,10 @@ class Checkup:
 
     @property
     def passed(self) -> bool:
-        """Whether the text is plain decoding's, or of its distribution, at every temperature."""
-        return all(one["passed"] for one in self.temperatures)
+        """Whether the text is plain decoding's, or of its distribution, at every temperature, and
+        all logits are finite."""
+        faults = self.health is not None and self.health.faults
+        return not faults and all(one["passed"] for one in self.temperatures)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -65,6 +68,8 @@ class Checkup:
                 f"places; nats per token: target {self.health.target_loss:.2f}, draft "
                 f"{self.health.draft_loss:.2f}, uniform {self.health.uniform_loss:.2f}"
             )
+        if self.health is not None and self.health.faults:
+            lines += [f"FAILED: {fault}" for fault in self.health.faults]
         if self.causes:
             lines += ["the draft is hardly worth its time; the likely causes, the likeliest first:"]
             lines += [f"  {number}. {cause}" for number, cause in enumerate(self.causes, start=1)]
@@ -98,9 +103,11 @@ def check_up(
     first = int(prompts.length.min())
     text = np.concatenate([prompts.tokens[:, :first], plain.write(0, 0.0).tokens], axis=1)
     health = examine(target, draft, text, first)
-    if min(one["acceptance_length"] for one in found) >= MIN_ACCEPTANCE_LENGTH:
+    slow = min(one["acceptance_length"] for one in found) < MIN_ACCEPTANCE_LENGTH
+    if not slow and not health.faults:
         return Checkup(method, found, health, [])
-    variants = diagnose(draft, text, first) if draft.kind == "head" else []
+    head = draft.kind == "head" and not health.faults
+    variants = diagnose(draft, text, first) if head else []
     reasons = [*variants, *causes(target, draft, health, dtype=dtype)]
     return Checkup(method, found, health, reasons)
 
@@ -125,10 +132,14 @@ def _compare(
     output, method = ours.write(0, temperature), ours.method
     found = {"temperature": temperature, **acceptance_metrics(output)}
     models = target.model, target.params
+    texts = [output, plain.write(0, temperature)]
+    broken = max(map(_count_nonfinite, texts))
+    if broken:
+        return found | {"texts": work.rows, "nonfinite_texts": broken, "passed": False}
     if method.rule.drafter_invariant or temperature == 0:
         samples = [
-            Sample.untimed(plain.name, temperature, plain.write(0, temperature).tokens),
-            Sample.untimed(ours.name, temperature, output.tokens),
+            Sample.untimed(program.name, temperature, text.tokens)
+            for program, text in zip((ours, plain), texts, strict=True)
         ]
         differing = differences(samples, *models, work)
         ties = sum(difference.near_tie for difference in differing)
@@ -142,6 +153,11 @@ def _compare(
     prompt = prompts.tokens[0, : prompts.length[0]].tolist()
     p = first_tokens_p_value(method, *models, prompt, temperature=temperature, seed=seed)
     return found | {"distribution_p_value": p, "passed": p > SMALLEST_P}
+
+
+def _count_nonfinite(output: GenerationOutput) -> int:
+    """How many texts ended because the target's logits are not finite."""
+    return int(np.sum(np.asarray(output.finish_reason) == NONFINITE))
 
 
 def _early(one: dict[str, Any]) -> str:
@@ -162,6 +178,9 @@ def _result(one: dict[str, Any]) -> str:
         same = "the same distribution" if one["passed"] else "ANOTHER DISTRIBUTION"
         p = one["distribution_p_value"]
         return f"{same} of three tokens as plain decoding (chi-square p = {p:.3f})"
+    if "nonfinite_texts" in one:
+        count = f"{one['nonfinite_texts']} of {one['texts']} texts"
+        return f"FAILED: the target's logits are NaN or infinite in {count}, which end there"
     differing = len(one["differences"]) - one["near_ties"]
     ties = f", {one['near_ties']} of them after a near-tie" if one["near_ties"] else ""
     if differing:

@@ -206,7 +206,8 @@ def _nats(
         logits = model_logits(params, whole[None], model=target)[0]
         logits = jax.lax.dynamic_slice_in_dim(logits, start - 1, len(text))
         nats = jnp.take_along_axis(jax.nn.log_softmax(logits), text[:, None], axis=1)[:, 0]
-        return jnp.where(jnp.arange(len(text)) < count, nats, 0.0).sum()
+        here = jnp.arange(len(text), dtype=jnp.int32) < count
+        return jnp.where(here, nats, 0.0).sum()
 
     # One text at a time: the logits of all at once take gigabytes.
     return jax.lax.map(one, (jnp.asarray(batch.tokens), jnp.asarray(batch.length), tokens, length))
@@ -219,13 +220,13 @@ def _places(
     target can write them at all."""
     rows, length = text.shape
     causal = jnp.tril(jnp.ones((length, length), bool))
-    positions = jnp.broadcast_to(jnp.arange(length), text.shape)
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), text.shape)
     # Logits at the last places alone: those of whole texts take gigabytes.
     hidden = target.forward(params, text, positions, causal).hidden[:, -DEPTH - 1 : -1]
     probs = jax.nn.softmax(target.logits(params, hidden) / temperature)
     tokens = text[:, -DEPTH:, None]
     own = jnp.take_along_axis(probs, tokens, axis=2)
-    first = jnp.arange(probs.shape[-1])[None, None] < tokens
+    first = jnp.arange(probs.shape[-1], dtype=jnp.int32)[None, None] < tokens
     likelier = jnp.where((probs > own) | ((probs == own) & first), probs, 0).sum(axis=2)
     own = own[..., 0]
-    return likelier + own * jax.random.uniform(key, (rows, DEPTH)), own > 0
+    return likelier + own * jax.random.uniform(key, (rows, DEPTH), jnp.float32), own > 0

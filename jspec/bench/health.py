@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from jspec.config import ModelConfig, RopeScaling
+from jspec.core.sampling import are_finite
 from jspec.draft.draft import Draft, HeadDraft
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.eagle3 import Eagle3
@@ -46,6 +47,7 @@ class Health:
       target_loss, draft_loss: mean nats per token.
       uniform_loss: what the uniform distribution costs the draft.
       out_of_vocabulary: the share of the text's tokens that the draft does not have.
+      target_nonfinite, draft_nonfinite: the share of places at which logits are NaN or infinite.
       length: tokens of the text.
     """
 
@@ -54,7 +56,19 @@ class Health:
     draft_loss: float
     uniform_loss: float
     out_of_vocabulary: float
+    target_nonfinite: float
+    draft_nonfinite: float
     length: int
+
+    @property
+    def faults(self) -> list[str]:
+        """What no pair may have, by name."""
+        shares = {"target": self.target_nonfinite, "draft": self.draft_nonfinite}
+        return [
+            f"{name}: its logits are NaN or infinite in {share:.0%} of places"
+            for name, share in shares.items()
+            if share
+        ]
 
     def record(self) -> dict[str, Any]:
         """For JSON, which has no infinity."""
@@ -67,11 +81,14 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
     compared = tokens[:, first:]
     known = draft.can_draft(compared)
     text, following = tokens[:, :-1], tokens[:, 1:]
-    ours, target_loss = _best_and_loss(
+    ours, target_loss, target_finite = _best_and_loss(
         model_logits(target.params, text, model=target.model), following
     )
-    theirs, draft_loss = _best_and_loss(draft.hidden_and_logits(text)[1], following)
+    theirs, draft_loss, draft_finite = _best_and_loss(
+        draft.hidden_and_logits(text)[1], following
+    )
     place = slice(first - 1, None)
+    target_finite, draft_finite = (np.asarray(x)[:, place] for x in (target_finite, draft_finite))
     nats = np.asarray(draft_loss)[:, place][known]
     return Health(
         agreement=float(np.mean(np.asarray(ours == theirs)[:, place])),
@@ -79,12 +96,17 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
         draft_loss=float(np.mean(nats)) if known.any() else math.inf,
         uniform_loss=math.log(draft.vocab_size),
         out_of_vocabulary=float(np.mean(~known)),
+        target_nonfinite=float(np.mean(~target_finite)),
+        draft_nonfinite=float(np.mean(~draft_finite)),
         length=tokens.shape[1],
     )
 
 
 def causes(target: Checkpoint, draft: Draft, health: Health, *, dtype: str) -> Iterator[str]:
     """What is likely wrong with a draft that drafts badly, the likeliest first."""
+    if health.faults:
+        yield f"dtype: {dtype} may overflow; load the pair in bfloat16 or float32"
+        return
     if draft.kind == "model":
         yield from _text_causes(target, draft.checkpoint)
     if health.out_of_vocabulary > 0.01:
@@ -252,7 +274,7 @@ def _eagle3_variants(own: HeadVariant, target: TransformerModel) -> Iterator[Hea
             second_level=name == "norm_output",
         )
     if _are_tokens(own.params.d2t, target.config.vocab_size):
-        d2t = own.params.d2t - jnp.arange(len(own.params.d2t))
+        d2t = own.params.d2t - jnp.arange(len(own.params.d2t), dtype=jnp.int32)
         yield own._replace(
             message="d2t: it holds the tokens themselves, and should hold token - index",
             params=own.params._replace(d2t=d2t),
@@ -288,8 +310,9 @@ def _template(model: Checkpoint) -> Any:
 
 
 @jax.jit
-def _best_and_loss(logits: Array, following: Array) -> tuple[Array, Array]:
-    """Of `[B, T, V]`: the best tokens `[B, T]`, and the nats that the true ones cost `[B, T]`."""
+def _best_and_loss(logits: Array, following: Array) -> tuple[Array, Array, Array]:
+    """Of `[B, T, V]`: the best tokens `[B, T]`, the nats that the true ones cost, and where the
+    logits are finite."""
     true = jnp.minimum(following[:, :, None], logits.shape[-1] - 1)
     likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), true, axis=-1)[..., 0]
-    return jnp.argmax(logits, axis=-1), -likelihood
+    return jnp.argmax(logits, axis=-1), -likelihood, are_finite(logits)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from jspec.formats.folder import writing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -44,9 +46,8 @@ def draw(figures: Iterable[Figure], folder: Path) -> list[Figure]:
         picture = canvas.Figure(figsize=size, dpi=DOTS, layout="constrained")
         picture.suptitle(one.title)
         one.paint(picture.subplots(1, one.panels, squeeze=False)[0])
-        partial = folder / f".{one.file}.partial"
-        picture.savefig(partial, format="png")
-        partial.replace(folder / one.file)
+        with writing(folder / one.file) as partial:
+            picture.savefig(partial, format="png")
     return drawn
 
 

@@ -17,7 +17,14 @@ from jspec.core.prompts import PaddedPrompts, pad_prompts
 from jspec.core.sampling import SamplingParams
 from jspec.core.tree import Tree
 from jspec.core.tree_text import read_tree
-from jspec.decode import GenerationOutput, autoregress_program, budget, generate_program
+from jspec.decode import (
+    NONFINITE,
+    WHY_NONFINITE,
+    GenerationOutput,
+    autoregress_program,
+    budget,
+    generate_program,
+)
 from jspec.draft.draft import Draft
 from jspec.draft.early_stopping import check_drafter
 from jspec.draft.lookup import LookupDrafter
@@ -219,6 +226,7 @@ class Program:
         started = time.perf_counter()
         generation = jax.block_until_ready(self._compiled(*arguments))
         seconds = time.perf_counter() - started
+        check_finite(generation)
         tokens = np.asarray(generation.tokens)[:, : self.work.tokens]
         return Run(seconds, tokens, round_counts(generation))
 
@@ -242,6 +250,14 @@ class Program:
             self.work.sampling(temperature),
             self.most,
         )
+
+
+def check_finite(output: GenerationOutput) -> None:
+    """Raises `FloatingPointError` for texts that ended because logits are not finite: nothing that
+    is measured of them means anything."""
+    count = int(np.sum(np.asarray(output.finish_reason) == NONFINITE))
+    if count:
+        raise FloatingPointError(f"{count} of {len(output.length)} texts: {WHY_NONFINITE}")
 
 
 def plain_program(target: Checkpoint, work: Workload) -> Program:

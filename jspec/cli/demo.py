@@ -1,24 +1,23 @@
 """`jspec demo`: the zoo's pair at work, in under 90 seconds on two cores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from rich.text import Text
 
 from jspec.bench import settings
+from jspec.bench.agreement import Difference, differences
+from jspec.bench.suite import Method, Program, drafted, held_out_work, lookup
+from jspec.bench.timing import PLAIN, MethodResult, best, interleave, machine, summarise
 from jspec.cli.models import load_target
-from jspec.cli.screen import console, emit, steps
-from jspec.cli.verb import DONE, FAILED, Verb
+from jspec.cli.verb import DONE, FAILED, Verb, console, emit, steps
+from jspec.draft.draft import load_draft
+from jspec.formats.huggingface import Checkpoint
+from jspec.serving import runs
 
-if TYPE_CHECKING:
-    from jspec.bench.agreement import Difference
-    from jspec.bench.suite import Program, Workload
-    from jspec.bench.timing import MethodResult, Sample
-    from jspec.draft.draft import Draft
-    from jspec.formats.huggingface import Checkpoint
-
-METHODS = ("chain", "tree", "head", "lookup")
+DTYPE = "float32"
 # How tokens of the draft and of the target look.
 DRAFTED, BONUS = "green", "bold black on yellow"
 
@@ -29,23 +28,24 @@ class Demo(Verb):
 
     def run(self) -> int:
         """Decodes, and shows what was found."""
-        from jspec.bench.agreement import differences
-        from jspec.bench.suite import workload
-        from jspec.bench.timing import PLAIN, interleave, summarise
-        from jspec.draft.draft import load_draft
-        from jspec.zoo.prompts import held_out_prompts
-
-        target = load_target(settings.TARGET, "float32")
-        draft, head = (load_draft(name, target) for name in (settings.DRAFT, settings.HEAD))
-        rows = held_out_prompts(target.tokenizer, settings.DEMO_PROMPTS, settings.PROMPT_LENGTH)
-        context = target.model.config.max_position_embeddings
-        work = workload(rows, batch=1, tokens=settings.TOKENS, context=context, seed=settings.SEED)
+        target = load_target(settings.TARGET, DTYPE)
+        work = held_out_work(
+            target,
+            prompts=settings.DEMO_PROMPTS,
+            prompt_length=settings.PROMPT_LENGTH,
+            batch=1,
+            tokens=settings.TOKENS,
+            seed=settings.SEED,
+        )
+        methods, programs = _methods(target), {}
         repetitions, temperatures = settings.DEMO_REPETITIONS, settings.TEMPERATURES
-        runs = repetitions * len(temperatures) * len(work.batches)
-        with steps(1 + len(METHODS) + runs) as tick:
-            programs = compile_methods(target, draft, head, work, tick)
+        timed = repetitions * len(temperatures) * len(work.batches)
+        with steps(len(methods) + timed) as tick:
+            for method in methods:
+                tick(f"compiling {method.name}")
+                programs[method.name] = Program(method, target.model, target.params, work)
             samples = interleave(
-                programs,
+                list(programs.values()),
                 batches=len(work.batches),
                 temperatures=temperatures,
                 repetitions=repetitions,
@@ -53,100 +53,73 @@ class Demo(Verb):
                 seconds=settings.DEMO_SECONDS,
             )
         found = differences(samples, target.model, target.params, work)
-        summary = summarise(samples, coupled=(PLAIN, *METHODS))
-        about = setting(work, samples, programs, context)
+        results = summarise(samples, coupled=list(programs))
+        compiling = sum(program.compile_seconds for program in programs.values())
+        setting = {
+            "draft": settings.DRAFT,
+            "chain": settings.CHAIN,
+            "tree": settings.TREE,
+            "head": settings.HEAD,
+            "head_tree": settings.HEAD_TREE,
+            "lookup": settings.LOOKUP,
+            "dtype": DTYPE,
+            "batch": work.rows,
+            "context": target.model.config.max_position_embeddings,
+            "prompts": work.rows * len(work.batches),
+            "prompt_tokens": settings.PROMPT_LENGTH,
+            "new_tokens": work.tokens,
+            "repetitions": 1 + max(sample.repetition for sample in samples),
+            "compile_seconds": round(compiling, 1),
+            **machine(),
+        }
         if self.json:
-            emit(record(summary, found, about))
+            fastest = [_fastest(results, temperature) for temperature in temperatures]
+            differing = [difference.record() for difference in found]
+            emit({"results": fastest, "differences": differing, "setting": setting})
         else:
-            show(summary, found, about)
-            show_generation(programs[1 + METHODS.index("head")], target.tokenizer)
+            _show(results, found, setting)
+            _show_generation(programs["head"], target.tokenizer)
         return DONE if all(difference.near_tie for difference in found) else FAILED
 
 
-def setting(
-    work: "Workload", samples: "Sequence[Sample]", programs: "Sequence[Program]", context: int
-) -> dict[str, Any]:
-    """What was measured, and on what."""
-    from jspec.bench.timing import machine
-
-    return {
-        "draft": settings.DRAFT,
-        "chain": settings.CHAIN,
-        "tree": settings.TREE,
-        "head": settings.HEAD,
-        "head_tree": settings.HEAD_TREE,
-        "lookup": settings.LOOKUP,
-        "dtype": "float32",
-        "batch": work.rows,
-        "context": context,
-        "prompts": work.rows * len(work.batches),
-        "prompt_tokens": settings.PROMPT_LENGTH,
-        "new_tokens": work.tokens,
-        "repetitions": 1 + max(sample.repetition for sample in samples),
-        "compile_seconds": round(sum(program.compile_seconds for program in programs), 1),
-        **machine(),
-    }
-
-
-def compile_methods(
-    target: "Checkpoint",
-    draft: "Draft",
-    head: "Draft",
-    work: "Workload",
-    tick: Callable[[str], None],
-) -> "list[Program]":
-    """Plain decoding and the ways to speculate, each compiled."""
-    from jspec.bench.suite import Method, Program, drafted, lookup
-    from jspec.bench.timing import PLAIN
-
+def _methods(target: Checkpoint) -> list[Method]:
+    """Plain decoding and the ways to speculate."""
+    draft, head = (load_draft(name, target) for name in (settings.DRAFT, settings.HEAD))
     context = target.model.config.max_position_embeddings
-    methods = (
+    return [
         Method(PLAIN),
         drafted("chain", draft, settings.CHAIN, context),
         drafted("tree", draft, settings.TREE, context),
         drafted("head", head, settings.HEAD_TREE, context),
         lookup("lookup", settings.LOOKUP, context),
-    )
-    programs = []
-    for method in methods:
-        tick(f"compiling {method.name}")
-        programs.append(Program(method, target.model, target.params, work))
-    return programs
+    ]
 
 
-def record(
-    rows: "Sequence[MethodResult]", found: "Sequence[Difference]", about: dict[str, Any]
-) -> dict[str, Any]:
-    """The JSON object: the best speculative method at each temperature."""
-    from jspec.bench.timing import PLAIN, best
-
-    results = []
-    for temperature in settings.TEMPERATURES:
-        plain, fastest = best(rows, temperature, (PLAIN,)), best(rows, temperature, METHODS)
-        results.append(
-            {
-                "temperature": temperature,
-                "method": fastest.method,
-                "plain_tokens_per_second": plain.tokens_per_second,
-                "speculative_tokens_per_second": fastest.tokens_per_second,
-                "speedup": fastest.speedup,
-                "acceptance_length": fastest.acceptance_length,
-                "identical": fastest.identical,
-            }
-        )
-    return {"results": results, "differences": [d.record() for d in found], "setting": about}
+def _fastest(results: Sequence[MethodResult], temperature: float) -> dict[str, Any]:
+    """The best speculative method at a temperature, for JSON."""
+    plain = best(results, temperature, [PLAIN])
+    speculative = {one.method for one in results} - {PLAIN}
+    fastest = best(results, temperature, list(speculative))
+    return {
+        "temperature": temperature,
+        "method": fastest.method,
+        "plain_tokens_per_second": plain.tokens_per_second,
+        "speculative_tokens_per_second": fastest.tokens_per_second,
+        "speedup": fastest.speedup,
+        "acceptance_length": fastest.acceptance_length,
+        "identical": fastest.identical,
+    }
 
 
-def show(
-    rows: "Sequence[MethodResult]", found: "Sequence[Difference]", about: dict[str, Any]
+def _show(
+    results: Sequence[MethodResult], found: Sequence[Difference], about: dict[str, Any]
 ) -> None:
     """The table, what it was measured on, and every difference of texts."""
     from jspec.bench.report import method_table
 
     screen = console()
-    screen.print(
-        method_table(rows, "Plain and speculative decoding of held-out code", spread=False)
-    )
+    title = "Plain and speculative decoding of held-out code"
+    screen.print(method_table(results, title, spread=False))
     screen.print(
         f"{about['device']}, {about['cores']} cores, jax {about['jax']}, {about['dtype']}, "
         f"batch {about['batch']}; {about['prompts']} prompts of {about['prompt_tokens']} tokens, "
@@ -160,34 +133,27 @@ def show(
         screen.print(str(difference))
 
 
-def show_generation(program: "Program", tokenizer: Any) -> None:
+def _show_generation(program: Program, tokenizer: Any) -> None:
     """One greedy generation, coloured by where each token is from."""
-    import numpy as np
-
     output = program.write(0, 0.0)
-    length = int(output.length[0])
-    tokens = np.asarray(output.tokens)[0, :length]
-    is_draft_token = np.asarray(output.is_draft_token)[0, :length]
-    share = int(is_draft_token.sum())
-    screen = console()
-    screen.print(
-        Text.assemble(
-            "\n",
-            ("accepted draft tokens", DRAFTED),
-            f": {share} of {len(tokens)} tokens.  ",
-            ("bonus tokens of the target", BONUS),
-            f": {len(tokens) - share}, one for each of its {int(output.num_rounds[0])} forward "
-            "passes.\n",
-        )
+    rows = np.asarray(output.tokens)[0], np.asarray(output.is_draft_token)[0]
+    tokens, is_draft_token = (row[: int(output.length[0])].tolist() for row in rows)
+    accepted = sum(is_draft_token)
+    about = Text.assemble(
+        "\n",
+        ("accepted draft tokens", DRAFTED),
+        f": {accepted} of {len(tokens)} tokens.  ",
+        ("bonus tokens of the target", BONUS),
+        f": {len(tokens) - accepted}, one for each of its {int(output.num_rounds[0])} forward "
+        "passes.\n",
     )
-    screen.print(coloured(tokens.tolist(), is_draft_token.tolist(), tokenizer))
+    console().print(about)
+    console().print(coloured(tokens, is_draft_token, tokenizer))
 
 
 def coloured(tokens: Sequence[int], is_draft_token: Sequence[bool], tokenizer: Any) -> Text:
     """The text, run by run of tokens of the draft and of the target."""
-    from jspec.serving import runs
-
     text = Text()
-    for run, drafted in runs(tokens, is_draft_token, tokenizer):
-        text.append(run, style=DRAFTED if drafted else BONUS)
+    for run, is_draft in runs(tokens, is_draft_token, tokenizer):
+        text.append(run, style=DRAFTED if is_draft else BONUS)
     return text

@@ -11,39 +11,30 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import jax
 import tyro
-from tyro.conf import FlagCreatePairsOff, subcommand
+from tyro.conf import FlagCreatePairsOff
 
 from jspec.cli.bench import Bench
 from jspec.cli.decide import Decide
 from jspec.cli.demo import Demo
-from jspec.cli.distill import Distill
-from jspec.cli.export import Export
 from jspec.cli.generate import Generate
 from jspec.cli.plan import Plan
 from jspec.cli.study import Study
-from jspec.cli.train import Train
-from jspec.cli.transfer import Import
+from jspec.cli.training import Distill, Train
+from jspec.cli.transfer import Export, Import
 from jspec.cli.tune import Tune
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 from jspec.cli.verify import Verify
+from jspec.parallel.memory import GIGABYTE, free_host_memory
 
+# Each is called what its class is called.
 VERBS = (
-    Annotated[Demo, subcommand("demo")]
-    | Annotated[Generate, subcommand("generate")]
-    | Annotated[Bench, subcommand("bench")]
-    | Annotated[Verify, subcommand("verify")]
-    | Annotated[Tune, subcommand("tune")]
-    | Annotated[Train, subcommand("train")]
-    | Annotated[Distill, subcommand("distill")]
-    | Annotated[Decide, subcommand("decide")]
-    | Annotated[Plan, subcommand("plan")]
-    | Annotated[Study, subcommand("study")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Import, subcommand("import")]
-)
+    Demo | Generate | Bench | Verify | Tune | Train | Distill | Decide | Plan | Study | Export
+    | Import
+)  # fmt: skip
 # The signal that raises an exception again that was lost.
 REPEATED = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
 SHORTEST = 0.1  # seconds of a compilation that is worth keeping
@@ -81,8 +72,6 @@ def entry() -> None:
 def keep_compiled_programs() -> None:
     """Keeps what jax compiles below the user's cache folder, so that the same command starts sooner
     the next time; JAX_COMPILATION_CACHE_DIR names another place."""
-    import jax
-
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -137,8 +126,6 @@ def _run(arguments: list[str]) -> int:
 
 def _too_little(error: RuntimeError) -> str:
     """What jax says about memory that it cannot get, and what is free."""
-    from jspec.parallel.memory import GIGABYTE, free_host_memory
-
     free = free_host_memory()
     there = "" if free is None else f" ({free / GIGABYTE:.2f} GB are free on this host)"
     asked = " ".join(str(error).split()).removeprefix("RESOURCE_EXHAUSTED: ")

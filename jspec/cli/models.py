@@ -1,31 +1,28 @@
-"""Targets and rules as the options of the commands name them."""
+"""Models and rules as the options of the verbs name them."""
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from jspec.cli.screen import console
+from jax.sharding import Mesh
 
-if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
-    from jspec.core.candidates import Rule
-    from jspec.draft.draft import Draft
-    from jspec.formats.huggingface import Checkpoint
+from jspec import verify
+from jspec.cli.verb import say
+from jspec.core.candidates import Rule
+from jspec.draft.draft import Draft
+from jspec.formats.huggingface import Checkpoint, load
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LOSSY = "lossy"
 
 
-def load_model(argument: str, source: str, dtype: str, mesh: "Mesh | None" = None) -> "Checkpoint":
+def load_model(argument: str, source: str, dtype: str, mesh: Mesh | None = None) -> Checkpoint:
     """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument."""
-    from jspec.formats.huggingface import load
-
     with naming(argument, source):
         return load(source, dtype=dtype, mesh=mesh)
 
 
-def load_target(source: str, dtype: str, mesh: "Mesh | None" = None) -> "Checkpoint":
+def load_target(source: str, dtype: str, mesh: Mesh | None = None) -> Checkpoint:
     """Loads a model that can generate text: one with a tokenizer."""
     target = load_model("target", source, dtype, mesh)
     if target.tokenizer is None:
@@ -33,38 +30,6 @@ def load_target(source: str, dtype: str, mesh: "Mesh | None" = None) -> "Checkpo
             f"target={source!r} has no tokenizer: put its tokenizer.json beside config.json"
         )
     return target
-
-
-def find_rule(name: str) -> "Rule":
-    """The rule of that name. The lossy one is its study's, which is imported when it is asked for.
-
-    Raises `ValueError` for a name that no rule has.
-    """
-    from jspec import verify
-
-    if name == LOSSY:
-        from jspec.studies.multi_candidate import lossy  # noqa: F401
-    return verify.get(name)
-
-
-def draft_under(rule: str, draft: "Draft") -> "Draft":
-    """The draft as it drafts under a rule: under the lossy one below roots that the target samples.
-
-    Raises `ValueError` for a draft that the lossy rule does not take.
-    """
-    if rule != LOSSY:
-        return draft
-    from jspec.studies.multi_candidate.target_started import below_roots
-
-    return below_roots(draft)
-
-
-def warn_of_loss(*rules: str) -> None:
-    """Says what the lossy rule does to the text, if it is among `rules`."""
-    if LOSSY in rules:
-        from jspec.studies.multi_candidate.target_started import LOSS
-
-        console().print(LOSS, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -75,3 +40,33 @@ def naming(argument: str, source: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
         raise ValueError(f"{argument}={source!r}: {reason}") from error
+
+
+# The lossy rule is its study's, which is imported when the rule is asked for.
+
+
+def find_rule(name: str) -> Rule:
+    """The rule of that name; raises `ValueError` for a name that no rule has."""
+    if name == LOSSY:
+        from jspec.studies.multi_candidate import lossy  # noqa: F401
+    return verify.get(name)
+
+
+def draft_under(rule: str, draft: Draft) -> Draft:
+    """The draft as it drafts under a rule: under the lossy one below roots that the target samples.
+
+    Raises `ValueError` for a draft that the lossy rule does not take.
+    """
+    if rule != LOSSY:
+        return draft
+    from jspec.studies.multi_candidate.lossy import below_roots
+
+    return below_roots(draft)
+
+
+def warn_of_loss(*rules: str) -> None:
+    """Says what the lossy rule does to the text, if it is among `rules`."""
+    if LOSSY in rules:
+        from jspec.studies.multi_candidate.lossy import LOSS
+
+        say(LOSS)

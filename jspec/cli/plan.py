@@ -1,17 +1,19 @@
 """`jspec plan`: which draft, which tree, and what they will gain, before anything is trained."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.table import Table
 
 from jspec.bench import settings
-from jspec.cli.screen import console, emit, steps
-from jspec.cli.verb import DONE, Verb
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from jspec.plan.forecast import Forecast
+from jspec.cli.verb import DONE, Verb, console, emit, say, steps
+from jspec.core.tree_text import write_tree
+from jspec.parallel.memory import GIGABYTE
+from jspec.plan import figures
+from jspec.plan.forecast import Forecast
+from jspec.plan.planner import PlanRequest, plan
 
 COLUMNS = (
     "size", "batch", "ms per level", "best tree", "acceptance length", "tokens/s", "over plain",
@@ -37,75 +39,50 @@ class Plan(Verb):
     hardware: str = "here"
     """`here` is measured; v5e:2x4 is compiled for, which needs libtpu; h100, or h100:8 for eight,
     is planned by what its maker says."""
-    batch: tuple[int, ...] = (1,)
-    """Texts that are decoded together; several sizes for a line each."""
-    context: int = 256
-    """Tokens of a text, one half of them prompt."""
-    temperature: float = 0.0
-    """At which acceptance and rounds are measured here."""
+    batch: tuple[int, ...] = (1,)  # Texts that are decoded together; several sizes for a line each.
+    context: int = 256  # Tokens of a text, one half of them prompt.
+    temperature: float = 0.0  # At which acceptance and rounds are measured here.
     acceptance: str = ""
     """How often draft tokens are accepted: 0.8, or 0.8,0.7,0.6 by depth, or a JSON file; `measured`
     measures it here by decoding. Empty: measured where it can be, for `here`, else 0.7."""
-    mesh: str = ""
-    """Such as data=2,tensor=4; empty for tensor= all chips."""
+    mesh: str = ""  # Such as data=2,tensor=4; empty for tensor= all chips.
     dtype: Literal["", "float32", "bfloat16", "float16"] = ""
     """Of weights and caches; empty for float32 here and bfloat16 elsewhere."""
-    replicate_draft: bool = False
-    """Whether every device has the whole draft."""
-    search: bool = False
-    """Rank draft shapes as well, within --parameters or --latency."""
-    parameters: str = ""
-    """The budget of a search: 2M, 800M, 1.5B."""
-    latency: float = 0.0
-    """Milliseconds that one level of drafting may take, in a search."""
+    replicate_draft: bool = False  # Whether every device has the whole draft.
+    search: bool = False  # Rank draft shapes as well, within --parameters or --latency.
+    parameters: str = ""  # The budget of a search: 2M, 800M, 1.5B.
+    latency: float = 0.0  # Milliseconds that one level of drafting may take, in a search.
     picture: Path | None = None
     """Where to draw speed-up over draft latency and acceptance, each draft a point: a .png."""
 
     def run(self) -> int:
         """Predicts, and shows what was found."""
-        from jspec.plan.planner import PlanRequest, plan
-
         if self.picture is not None and self.picture.suffix != ".png":
             raise ValueError(f"picture={str(self.picture)!r}: name a file that ends in .png")
         request = PlanRequest(**{one.name: getattr(self, one.name) for one in fields(PlanRequest)})
         with steps(MOST) as tick:
-            rows = plan(request, tick)
-        self._report(rows)
+            found = plan(request, tick)
+        pictures = []
+        if self.picture is not None:
+            figures.draw(found, self.picture)
+            pictures = [str(self.picture)]
+        if self.json:
+            about = {"target": self.target, "hardware": self.hardware, "context": self.context}
+            drafts = [one.record() for one in found]
+            emit({**about, "drafts": drafts, "pictures": pictures})
+            return DONE
+        console().print(_table(found))
+        costs = [f"costs {one.costs.source}" for one in found]
+        acceptance = [f"acceptance {one.acceptance.source}" for one in found]
+        say(
+            *(f"{one.draft}, batch {one.batch}: {_summary(one)}" for one in found),
+            *dict.fromkeys(costs + acceptance),
+            *(f"drawn to {file}" for file in pictures),
+        )
         return DONE
 
-    def _report(self, rows: "list[Forecast]") -> None:
-        """A table and a sentence for each draft on stderr, or one object on stdout."""
-        pictures = self._draw(rows)
-        if self.json:
-            emit(
-                {
-                    "target": self.target,
-                    "hardware": self.hardware,
-                    "context": self.context,
-                    "drafts": [one.record() for one in rows],
-                    "pictures": pictures,
-                }
-            )
-            return
-        screen = console()
-        screen.print(_table(rows))
-        for one in rows:
-            screen.print(f"{one.draft}, batch {one.batch}: {_summary(one)}", soft_wrap=True)
-        lines = [f"costs {one.costs.source}" for one in rows]
-        lines += [f"acceptance {one.acceptance.source}" for one in rows]
-        for line in (*dict.fromkeys(lines), *(f"drawn to {file}" for file in pictures)):
-            screen.print(line, soft_wrap=True)
 
-    def _draw(self, rows: "list[Forecast]") -> list[str]:
-        from jspec.plan import figures
-
-        if self.picture is None:
-            return []
-        figures.draw(rows, self.picture)
-        return [str(self.picture)]
-
-
-def _summary(one: "Forecast") -> str:
+def _summary(one: Forecast) -> str:
     if not one.memory.fits:
         return one.memory.refusal()
     pays = "pays" if one.best.low > 1 else "may pay" if one.best.speedup > 1 else "does not pay"
@@ -120,13 +97,11 @@ def _summary(one: "Forecast") -> str:
     return f"{pays}; bound by {one.bottleneck}{batches}"
 
 
-def _table(rows: "list[Forecast]") -> "Table":
+def _table(found: Sequence[Forecast]) -> Table:
     from jspec.bench.report import grid
-    from jspec.core.tree_text import write_tree
-    from jspec.parallel.memory import GIGABYTE
 
     table = grid(TITLE, ["draft"], COLUMNS)
-    for one in rows:
+    for one in found:
         best, tree = one.best, write_tree(one.best.tree)
         table.add_row(
             one.draft,

@@ -1,32 +1,36 @@
 """`jspec study`: the papers' experiments."""
 
+import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jax.sharding import Mesh
 from tyro.conf import Positional
 
 from jspec.bench.suite import held_out_work
-from jspec.cli.screen import console, emit
-from jspec.cli.verb import DONE, FAILED, Verb
+from jspec.cli.verb import DONE, FAILED, Verb, emit, say
+from jspec.draft.draft import load_draft
+from jspec.parallel.sharding import on_mesh, read_mesh
 from jspec.plan.drafts import PlannedTarget, planned_draft, planned_target
+from jspec.training.checkpoints import exit_on_sigterm
 from jspec.training.config_files import override, read_recipe
+from jspec.training.loading import load_target
+from jspec.training.recipe import Distillation, Text
+from jspec.training.run import DATA, load_inputs, make_setup
+from jspec.training.text_data import PROSE, load_out_of_domain
 
+# Scipy's statistics, which studies read, take a while to import.
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jax.sharding import Mesh
-
     from jspec.studies.common.measure import Material
-    from jspec.studies.common.recipe import Experiment, TrainingStudy
     from jspec.studies.common.recipe import Study as Recipe
+    from jspec.studies.common.recipe import TrainingStudy
     from jspec.studies.compile_gate.measure import FindDraft
     from jspec.studies.draft_shape.recipe import DraftShapeStudy
     from jspec.studies.multi_candidate.measure import Pair
     from jspec.studies.multi_candidate.recipe import MultiCandidateStudy
-    from jspec.training.checkpoints import Note
-    from jspec.training.recipe import Distillation, Text
 
 
 @dataclass(kw_only=True)
@@ -44,34 +48,26 @@ class Study(Verb):
     training.steps=1000 temperatures="0 1"."""
 
     def run(self) -> int:
-        """As `Verb.run`."""
-        from jspec.parallel.sharding import on_mesh, read_mesh
-        from jspec.training.checkpoints import exit_on_sigterm
-
-        experiment = _experiment(self.study)
+        """Measures and writes what was found."""
+        folder = self.study.replace("-", "_")
+        experiment = importlib.import_module(f"jspec.studies.{folder}.report").EXPERIMENT
         recipe = self._recipe(experiment.recipe)
         mesh = read_mesh(recipe.mesh)
-        screen = console()
-
-        def note(text: str) -> None:
-            screen.print(text, soft_wrap=True)
-
-        with exit_on_sigterm(note), on_mesh(mesh):
+        with exit_on_sigterm(say), on_mesh(mesh):
             try:
-                material = MATERIALS[self.study](recipe, mesh, note)
-                measured = experiment.run(recipe, material, mesh=mesh, note=note)
+                material = MATERIALS[self.study](recipe, mesh)
+                measured = experiment.run(recipe, material, mesh=mesh, note=say)
             except FloatingPointError as error:
-                note(f"{error}: what was measured before is kept")
+                say(f"{error}: what was measured before is kept")
                 return FAILED
         if measured is None:
-            note(f"{recipe.name}: stopped, and saved; the same command resumes it")
+            say(f"{recipe.name}: stopped, and saved; the same command resumes it")
             return DONE
         found = experiment.write(recipe, measured)
         if self.json:
             emit({"name": recipe.name, "folder": str(recipe.folder), "findings": found})
         else:
-            note("\n".join(found))
-            note(f"{recipe.name}: written to {recipe.folder / 'report.md'}")
+            say(*found, f"{recipe.name}: written to {recipe.folder / 'report.md'}")
         return DONE if experiment.passed(measured) else FAILED
 
     def _recipe(self, kind: "type[Recipe]") -> "Recipe":
@@ -82,28 +78,18 @@ class Study(Verb):
         return override(read_recipe(Path(files[0]), kind) if files else kind(), changes)  # type: ignore[call-arg]
 
 
-def _experiment(name: str) -> "Experiment":
-    """A study by its name."""
-    folder = name.replace("-", "_")
-    return importlib.import_module(f"jspec.studies.{folder}.report").EXPERIMENT
+def _training(recipe: "TrainingStudy", mesh: Mesh | None) -> "Material":
+    return _trained_by(recipe, recipe.training, recipe.elsewhere, mesh)
 
 
-def _training(recipe: "TrainingStudy", mesh: "Mesh | None", note: "Note") -> "Material":
-    return _trained_by(recipe, recipe.training, recipe.elsewhere, mesh, note)
-
-
-def _targets(
-    recipe: "DraftShapeStudy", mesh: "Mesh | None", note: "Note"
-) -> "Callable[[str], Material]":
+def _targets(recipe: "DraftShapeStudy", mesh: Mesh | None) -> "Callable[[str], Material]":
     """What makes the material of each target, one at a time."""
-    from jspec.training.recipe import Text
-    from jspec.training.text_data import PROSE
 
     def find(target: str) -> "Material":
         config = planned_target(target, "float32", weights=False).model.config
         first, *_ = recipe.shapes(target, config)
         training = replace(recipe.training, target=target, model=first.config)
-        return _trained_by(recipe, training, Text(source=PROSE), mesh, note)
+        return _trained_by(recipe, training, Text(source=PROSE), mesh)
 
     return find
 
@@ -113,10 +99,8 @@ def _shapes(*_: object) -> "FindDraft":
     return lambda name, target: planned_draft(name, PlannedTarget(target, None), "bfloat16").part
 
 
-def _pair(recipe: "MultiCandidateStudy", mesh: "Mesh | None", _: "Note") -> "Pair":
-    from jspec.draft.draft import load_draft
+def _pair(recipe: "MultiCandidateStudy", mesh: Mesh | None) -> "Pair":
     from jspec.studies.multi_candidate.measure import Pair
-    from jspec.training.loading import load_target
 
     target = load_target(recipe.target, "float32", mesh)
     work = held_out_work(
@@ -131,27 +115,23 @@ def _pair(recipe: "MultiCandidateStudy", mesh: "Mesh | None", _: "Note") -> "Pai
 
 
 def _trained_by(
-    recipe: "Recipe", training: "Distillation", other: "Text", mesh: "Mesh | None", note: "Note"
+    recipe: "Recipe", training: Distillation, other: Text, mesh: Mesh | None
 ) -> "Material":
-    from jspec.draft.draft import load_draft
     from jspec.studies.common.measure import Material
-    from jspec.training.run import load_inputs, make_setup
-    from jspec.training.text_data import load_out_of_domain
 
-    inputs = load_inputs(replace(training, name=recipe.name, output=recipe.output), mesh, note)
+    inputs = load_inputs(replace(training, name=recipe.name, output=recipe.output), mesh, say)
     target = inputs.target
-    end, cache = target.stop_token_ids[0], recipe.folder / "data"
-    return Material(
-        make_setup(training, inputs.student, mesh=mesh),
-        inputs.texts,
-        inputs.held_out,
-        load_out_of_domain(other, target.tokenizer, end, cache=cache),
-        lambda name: load_draft(name, target, mesh=mesh),
-    )
+    elsewhere = load_out_of_domain(
+        other, target.tokenizer, target.stop_token_ids[0],
+        vocab_size=target.model.config.vocab_size, cache=recipe.folder / DATA,
+    )  # fmt: skip
+    setup = make_setup(training, inputs.student, mesh=mesh)
+    find = functools.partial(load_draft, target=target, mesh=mesh)
+    return Material(setup, inputs.texts, inputs.held_out, elsewhere, find)
 
 
 # What finds the material of each study.
-MATERIALS: "dict[str, Callable[..., Any]]" = {
+MATERIALS: dict[str, Callable[..., Any]] = {
     "temperature": _training,
     "feature-draft": _training,
     "multi-candidate": _pair,

@@ -1,18 +1,22 @@
-"""What the commands that train have in common: a recipe, its changes, the launch, and the end."""
+"""`jspec train` and `jspec distill`: a model from scratch, or a draft on its target's distribution,
+as one of `configs/` says."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 from tyro.conf import Positional
 
-from jspec.cli.placement import joined
-from jspec.cli.screen import console, emit
-from jspec.cli.verb import DONE, FAILED, Verb
-
-if TYPE_CHECKING:
-    from jspec.training.recipe import Recipe
+from jspec.cli.verb import DONE, FAILED, Distributed, Verb, emit
+from jspec.parallel.launch import join
+from jspec.training.checkpoints import exit_on_sigterm
+from jspec.training.config_files import find_recipe, read_changes
+from jspec.training.loop import print_note
+from jspec.training.pretraining import pretrain
+from jspec.training.recipe import Distillation, Pretraining, Recipe
+from jspec.training.run import distill
 
 
 @dataclass(kw_only=True)
@@ -23,41 +27,43 @@ class Training(Verb):
     """A Python file whose `config()` returns a recipe, such as those of configs/."""
     overrides: Positional[tuple[str, ...]] = ()
     """Fields to change, dotted: steps=100 losses.forward_kl=0.5."""
-    distributed: bool = False
-    """Join the other processes of a launch, which SLURM, a TPU pod or JAX_COORDINATOR_ADDRESS,
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID describe."""
+    distributed: Distributed = False
 
-    def train(self, kind: "type[Recipe]", run: Callable[..., Any]) -> int:
+    def train(self, kind: type[Recipe], run: Callable[..., Any]) -> int:
         """Reads a recipe of that kind, and runs it."""
-        from jspec.training.checkpoints import exit_on_sigterm
-        from jspec.training.config_files import find_recipe, read_changes
-
         recipe = find_recipe(self.config, kind, read_changes(self.overrides))
-        first = joined() if self.distributed else True
-        screen = console()
-
-        def note(text: str) -> None:
-            if first:
-                screen.print(text, soft_wrap=True)
-
+        if self.distributed:
+            join()
         try:
-            with exit_on_sigterm(note):
-                done = run(recipe, note=note)
+            with exit_on_sigterm(print_note):
+                done = run(recipe)
         except FloatingPointError as error:
-            note(f"{error}: the last good checkpoint is kept")
+            print_note(f"{error}: the last good checkpoint is kept")
             return FAILED
-        if self.json and first:
-            written = None if done.folder is None else str(done.folder)
-            emit(
-                {
-                    "name": recipe.name,
-                    "steps": recipe.steps,
-                    "folder": written,
-                    "metrics": done.metrics,
-                }
-            )
+        if self.json and jax.process_index() == 0:
+            folder = None if done.folder is None else str(done.folder)
+            about = {"name": recipe.name, "steps": recipe.steps, "folder": folder}
+            emit({**about, "metrics": done.metrics})
         elif done.folder is None:
-            note(f"{recipe.name}: stopped, and saved; run the same command again to resume")
+            print_note(f"{recipe.name}: stopped, and saved; run the same command again to resume")
         else:
-            note(f"{recipe.name}: written to {done.folder}")
+            print_note(f"{recipe.name}: written to {done.folder}")
         return DONE
+
+
+@dataclass(kw_only=True)
+class Train(Training):
+    """Train a model from a recipe; resumes from the newest checkpoint of its run."""
+
+    def run(self) -> int:
+        """Follows the recipe."""
+        return self.train(Pretraining, pretrain)
+
+
+@dataclass(kw_only=True)
+class Distill(Training):
+    """Train a draft on its target's distribution; resumes from the newest checkpoint of its run."""
+
+    def run(self) -> int:
+        """Follows the recipe."""
+        return self.train(Distillation, distill)

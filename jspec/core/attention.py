@@ -46,7 +46,7 @@ def attend(
         total = weights.sum(axis=-1)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
     else:
-        rows = jnp.arange(past_key.shape[2])[None]
+        rows = jnp.arange(past_key.shape[2], dtype=jnp.int32)[None]
         valid = (rows < length[:, None])[:, None, :, None]
         seen = valid[..., None]
         if first is not None:
@@ -60,8 +60,13 @@ def attend(
         total = weights.sum(axis=-1) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
         past_value = jnp.where(valid, past_value, 0)
+        # Nor in a row of the block that overflowed: those that see it are NaN, and no others.
+        broken = ~jnp.isfinite(value).all(axis=-1)
+        value = jnp.where(broken[..., None], 0, value)
+        spoiled = (mask & broken[:, :, None, None]).any(axis=-1)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
         mixed += _dot("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
+        mixed = jnp.where(spoiled[..., None], jnp.nan, mixed)
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
@@ -81,7 +86,8 @@ def window_mask(window: int, mask: Array, positions: Array) -> tuple[Array, Arra
     """
     mask = jnp.asarray(mask)
     seen = mask.astype(jnp.int32)
-    behind = seen.sum(axis=-1, keepdims=True) - jnp.cumsum(seen, axis=-1)
+    total = seen.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+    behind = total - jnp.cumsum(seen, axis=-1, dtype=jnp.int32)
     return mask & (behind < window), positions - window + 1
 
 

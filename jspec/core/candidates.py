@@ -70,7 +70,8 @@ class Verification:
       accepted_path: `[B, A]` nodes from the root down; past `num_accepted` the last one repeats.
       num_accepted: `[B]` nodes of it that are accepted, the root included: as many tokens are
         emitted, the accepted draft tokens and the bonus token.
-      bonus_token: `[B]` the target's own token after the last of them: the new root.
+      bonus_token: `[B]` the target's own token after the last of them: the new root. -1 where its
+        logits there are not finite, so that there is none.
     """
 
     accepted_path: Array

@@ -19,12 +19,16 @@ def check_seed(seed: int) -> None:
 
 def check_temperatures(temperatures: Sequence[float]) -> None:
     """Raises `ValueError` where there is none, or one that cannot be sampled at."""
-    from jspec.core.sampling import SamplingParams
+    from jspec.core.sampling import LEAST_TEMPERATURE, SamplingParams
 
     if not temperatures:
         raise ValueError("temperatures is empty: give at least one, such as 0")
     for temperature in temperatures:
         SamplingParams.create(1, temperature=temperature)
+        if 0 < temperature < LEAST_TEMPERATURE:
+            raise ValueError(
+                f"temperature={temperature}: less than {LEAST_TEMPERATURE:g} is greedy: give 0"
+            )
 
 
 def check_distinct(**given: Sequence[object]) -> None:

@@ -45,7 +45,7 @@ def init_counts(
 ) -> TokenCounts:
     """Counts of `tokens` `[B, M]`: the first `prompt_length` `[B]` are the prompt, the rest of the
     first `length` `[B]` generated."""
-    at = jnp.arange(tokens.shape[1])[None]
+    at = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     prompt = at < prompt_length[:, None]
     generated = (at >= prompt_length[:, None]) & (at < length[:, None])
     none = jnp.zeros((len(tokens), vocab_size), jnp.int32)
@@ -58,7 +58,7 @@ def init_counts(
 
 def update_counts(counts: TokenCounts, tokens: Array, num_new: Array) -> TokenCounts:
     """The counts once the first `num_new` `[B]` of `tokens` `[B, A]` are generated."""
-    new = jnp.arange(tokens.shape[1])[None] < num_new[:, None]
+    new = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] < num_new[:, None]
     return replace(
         counts,
         generated=_add(counts.generated, tokens, new),
@@ -90,12 +90,13 @@ def apply_penalties(
         ancestors = jnp.broadcast_to(tree_context.ancestors, shape)
         generated = jnp.broadcast_to(generated, logits.shape)
         generated = jax.vmap(_add, (1, None, 1), 1)(generated, tree_context.tokens, ancestors)
-        num_generated = num_generated + ancestors.sum(axis=-1)
+        num_generated = num_generated + ancestors.sum(axis=-1, dtype=jnp.int32)
     repetition, presence, frequency = (x[:, None, None] for x in (repetition, presence, frequency))
     occurs = (generated > 0) | counts.in_prompt[:, None]
     scaled = jnp.where(logits > 0, logits / repetition, logits * repetition)
     logits = jnp.where(occurs, scaled, logits)
-    logits = logits - presence * (generated > 0) - frequency * generated
+    once, often = (x.astype(logits.dtype) for x in (generated > 0, generated))
+    logits = logits - presence * once - frequency * often
     early = num_generated < min_new_tokens[:, None]
     stops = _add(jnp.zeros_like(counts.generated), stop_token_ids, stop_token_ids >= 0) > 0
     return jnp.where(early[..., None] & stops[:, None], -jnp.inf, logits)

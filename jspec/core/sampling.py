@@ -26,6 +26,15 @@ NO_TOKEN = -1
 # lengths share a compiled program.
 LIST_BUCKET = 4
 LARGEST = np.iinfo(np.int32).max
+# Below the first float32 cannot tell tokens apart that are worth telling apart, and draws are
+# greedy; above the second all tokens are as likely.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-5, 1e6
+# Logits keep their digits beside anything up to this that is added to them, and stay finite
+# whatever up to the second they are multiplied with.
+MOST_ADDED, MOST_SCALED = 1000.0, 1e6
+ADDED = f"must be a number in -{MOST_ADDED:g}..{MOST_ADDED:g}"
+# XLA takes smaller numbers for 0 on some devices.
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @struct.dataclass
@@ -36,18 +45,18 @@ class SamplingParams:
     >>> SamplingParams.create(2, temperature=[0.0, 0.8], top_p=0.95, stop_token_ids=[2])
 
     Attributes:
-      temperature: `[B]` float32, 0 for greedy.
+      temperature: `[B]` float32, 0 for greedy, at most 1e6; less than 1e-5 is greedy too.
       top_k: `[B]` int32, keep the k best tokens; 0 keeps all.
       top_p: `[B]` float32, keep the smallest set of best tokens with at least this mass.
       min_p: `[B]` float32, keep tokens at least this many times as likely as the best; 0 keeps all.
       repetition_penalty: `[B]` float32; logits of tokens in the prompt or in the generated text
         are divided by it where they are positive and multiplied where they are not; 1 changes
-        nothing.
+        nothing; in 1e-6..1e6.
       presence_penalty, frequency_penalty: `[B]` float32, subtracted from the logits of a generated
-        token, once or for each time.
+        token, once or for each time; in -1000..1000.
       min_new_tokens: `[B]` int32, tokens to generate before a stop token may come.
-      bias_token_ids, logit_bias: `[B, E]` tokens, and what is added to their logits; -1 is no
-        token.
+      bias_token_ids, logit_bias: `[B, E]` tokens, and what is added to their logits, at most 1000;
+        -1000 and less forbids a token. -1 is no token.
       stop_token_ids: `[B, E]` tokens that end a text; -1 is no token.
     """
 
@@ -100,8 +109,9 @@ class SamplingParams:
                 "temperature",
                 temperature,
                 np.float32,
-                lambda t: np.isfinite(t) and t >= 0,
-                "must be 0 (greedy) or a positive number",
+                lambda t: 0 <= t <= MOST_TEMPERATURE,
+                f"must be 0 (greedy) or a positive number of at most {MOST_TEMPERATURE:g}",
+                least=LEAST_TEMPERATURE,
             ),
             top_k=spread(
                 "top_k", top_k, np.int32, lambda k: k >= 0, "must be 0 (all) or a whole number"
@@ -112,14 +122,15 @@ class SamplingParams:
                 "repetition_penalty",
                 repetition_penalty,
                 np.float32,
-                lambda r: np.isfinite(r) and r > 0,
-                "must be a positive number; 1 changes nothing",
+                lambda r: np.float32(1 / MOST_SCALED) <= np.float32(r) <= MOST_SCALED,
+                f"must be a positive number in {1 / MOST_SCALED:g}..{MOST_SCALED:g}; 1 changes "
+                "nothing",
             ),
             presence_penalty=spread(
-                "presence_penalty", presence_penalty, np.float32, np.isfinite, "must be a number"
+                "presence_penalty", presence_penalty, np.float32, _may_be_added, ADDED
             ),
             frequency_penalty=spread(
-                "frequency_penalty", frequency_penalty, np.float32, np.isfinite, "must be a number"
+                "frequency_penalty", frequency_penalty, np.float32, _may_be_added, ADDED
             ),
             min_new_tokens=spread(
                 "min_new_tokens",
@@ -213,6 +224,13 @@ def first_best(scores: Array) -> Array:
     return jnp.where(best, tokens, scores.shape[-1]).min(axis=-1)
 
 
+def are_finite(logits: Array) -> Array:
+    """Whether a token can be chosen from `[..., V]` logits: `[...]` bool. The best of them is a
+    number; others may be `-inf`."""
+    # Not `logits.max` alone: where XLA vectorises it, on CPU, it passes over NaN.
+    return jnp.isfinite(jnp.where(logits < jnp.inf, logits, jnp.inf).max(axis=-1))
+
+
 def _only_temperature(sampling: SamplingParams) -> Array:
     """Whether no row asks for more than a temperature."""
     return ~(jnp.any(_is_penalised(sampling)) | jnp.any(_is_filtered(sampling)))
@@ -276,16 +294,25 @@ def _broadcast(
     dtype: type,
     valid: Callable[[Any], bool],
     allowed: str,
+    least: float = SMALLEST,
 ) -> Array:
-    """One value for every sequence, or one for each, checked: `[batch]`."""
+    """One value for every sequence, or one for each, checked: `[batch]`; 0 for less than `least`."""
+
+    def rounded(value: Any) -> Any:
+        return np.where(np.abs(value) < least, 0, value).astype(dtype)
+
     given = np.asarray(values)
     if given.ndim and given.shape != (batch,):
         raise ValueError(f"{name}={values}: one value, or {batch} of them, one a sequence")
     for value in given.reshape(-1).tolist():
-        # As it was given, and as it is once it is rounded to the dtype.
-        if not (_representable(dtype, value) and valid(value) and valid(dtype(value))):
+        # As it was given, and as it is once it is rounded.
+        if not (_representable(dtype, value) and valid(value) and valid(rounded(value))):
             raise ValueError(f"{name}={value}: {allowed}")
-    return jnp.asarray(np.broadcast_to(given.astype(dtype), (batch,)))
+    return jnp.asarray(np.broadcast_to(rounded(given), (batch,)))
+
+
+def _may_be_added(value: float) -> bool:
+    return abs(value) <= MOST_ADDED
 
 
 def _representable(dtype: type, value: float) -> bool:
@@ -326,9 +353,13 @@ def _read_bias(
         for place, (token, value) in enumerate(row.items()):
             if not (0 <= token < vocab_size and token == int(token)):
                 raise ValueError(f"logit_bias of token {token}: tokens are 0..{vocab_size - 1}")
-            if np.isnan(value) or not _representable(np.float32, value) or value == np.inf:
+            if not value <= MOST_ADDED:
                 raise ValueError(
-                    f"logit_bias of {value} for token {token}: must be a number or -inf"
+                    f"logit_bias of {value} for token {token}: must be -inf, which forbids it, or a "
+                    f"number of at most {MOST_ADDED:g}"
                 )
+            value = value if value > -MOST_ADDED else -np.inf
             tokens[index, place], values[index, place] = token, value
+        if vocab_size and np.sum(values[index] == -np.inf) == vocab_size:
+            raise ValueError(f"logit_bias forbids all {vocab_size} tokens: leave one")
     return jnp.asarray(tokens), jnp.asarray(values)

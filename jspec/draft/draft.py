@@ -1,6 +1,7 @@
 """Any draft beside its target: a small model, a head, or prompt lookup; loaded and checked."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,11 @@ from jspec.models.transformer import TransformerModel, with_hidden_states
 from jspec.parallel.sharding import RULES, Rules
 
 LOOKUP = "lookup"
+NAMED = 3  # of the tokens that differ, as many as a line says
+
+
+class TokenMismatchWarning(UserWarning):
+    """A draft has other tokens than its target, and is used all the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +236,7 @@ def load_draft(
     dtype: Any = "float32",
     mesh: Mesh | None = None,
     rules: Rules = RULES,
+    allow_token_mismatch: bool = False,
 ) -> Draft:
     """Loads a draft of any kind, checked against its target.
 
@@ -240,6 +247,9 @@ def load_draft(
         before.
       dtype, mesh, rules: as `load` has them; `sharding.REPLICATED` puts all of the draft on every
         device.
+      allow_token_mismatch: takes a model whose tokens are not all the target's, with a warning. A
+        draft proposes numbers of tokens, and the rules are exact whatever these are called to it;
+        fewer are accepted where they differ.
 
     Raises `ValueError` for a model whose tokens are not the target's, or a head that was made for
     another target.
@@ -247,7 +257,7 @@ def load_draft(
     if isinstance(source, HeadCheckpoint):
         return HeadDraft(target, str(source.folder), source)
     if isinstance(source, Checkpoint):
-        _check_tokens(str(source.folder), source, target)
+        _check_tokens(str(source.folder), source, target, allowed=allow_token_mismatch)
         return ModelDraft(target, str(source.folder), source)
     name = str(source)
     if name == LOOKUP:
@@ -259,45 +269,69 @@ def load_draft(
             )
             return HeadDraft(target, name, head)
         checkpoint = load(source, dtype=dtype, mesh=mesh, rules=rules)
-    _check_tokens(name, checkpoint, target)
+    _check_tokens(name, checkpoint, target, allowed=allow_token_mismatch)
     return ModelDraft(target, name, checkpoint)
 
 
-def vocab_difference(target: Mapping[str, int], draft: Mapping[str, int], *, size: int) -> str:
-    """How two tokenizers differ in the first `size` tokens, in words; empty if they agree.
+def vocab_differences(
+    target: Mapping[str, int], draft: Mapping[str, int], *, size: int
+) -> list[str]:
+    """How two tokenizers differ in each of the first `size` tokens, in words.
 
     `size` is the smaller model's vocabulary. The other may have more: where one model's embedding
     is padded beyond its tokenizer's last token, the padding is never generated.
     """
     ours, theirs = ({number: token for token, number in v.items()} for v in (target, draft))
-    for number in range(min(size, max(len(ours), len(theirs)))):
-        if ours.get(number) != theirs.get(number):
-            return (
-                f"token {number} is {theirs.get(number)!r} in the draft and "
-                f"{ours.get(number)!r} in the target"
-            )
-    return ""
+    return [
+        f"token {number} is {theirs.get(number)!r} in the draft and {ours.get(number)!r} in the "
+        "target"
+        for number in range(min(size, max([*ours, *theirs], default=-1) + 1))
+        if ours.get(number) != theirs.get(number)
+    ]
 
 
-def _check_tokens(name: str, draft: Checkpoint, target: Checkpoint) -> None:
-    """Raises `ValueError` for a draft whose tokens are not the target's."""
+def _check_tokens(name: str, draft: Checkpoint, target: Checkpoint, *, allowed: bool) -> None:
+    """Raises `ValueError` for a draft whose tokens are not the target's, or warns if `allowed`."""
+    found = _mismatch(name, draft, target)
+    if found is None:
+        return
+    problem, remedy = found
+    if not allowed:
+        raise ValueError(
+            f"{problem}: {remedy}, or allow it by allow_token_mismatch=True "
+            "(--allow-token-mismatch), which may accept less and changes no text"
+        )
+    warnings.warn(
+        f"{problem}: the text is the target's all the same, and less of the draft may be accepted",
+        TokenMismatchWarning,
+        stacklevel=3,
+    )
+
+
+def _mismatch(name: str, draft: Checkpoint, target: Checkpoint) -> tuple[str, str] | None:
+    """What is wrong with a draft's tokens and what would do, in words."""
     sizes = draft.model.config.vocab_size, target.model.config.vocab_size
     if draft.tokenizer is None or target.tokenizer is None:
-        if sizes[0] != sizes[1]:
-            who = f"draft={name!r}" if draft.tokenizer is None else "the target"
-            raise ValueError(
-                f"{who} has no tokenizer, and the draft {name!r} has a vocabulary of {sizes[0]} "
-                f"where the target has {sizes[1]}: put its tokenizer.json beside config.json"
-            )
-        return
-    difference = vocab_difference(
+        if sizes[0] == sizes[1]:
+            return None
+        who = f"draft={name!r}" if draft.tokenizer is None else "the target"
+        return (
+            f"{who} has no tokenizer, and the draft {name!r} has a vocabulary of {sizes[0]} where "
+            f"the target has {sizes[1]}",
+            "put its tokenizer.json beside config.json",
+        )
+    differing = vocab_differences(
         target.tokenizer.get_vocab(), draft.tokenizer.get_vocab(), size=min(sizes)
     )
-    if difference:
-        raise ValueError(
-            f"draft={name!r}: {difference}; a draft has the target's vocabulary, or the two differ "
-            "in padding at the end alone, so use a draft that was made for this target"
-        )
+    if not differing:
+        return None
+    more = len(differing) - NAMED
+    listed = "; ".join(differing[:NAMED]) + (f"; and {more} more" if more > 0 else "")
+    return (
+        f"draft={name!r}: {listed}",
+        "a draft has the target's vocabulary, or the two differ in padding at the end alone, so "
+        "use a draft that was made for this target",
+    )
 
 
 @contextlib.contextmanager

@@ -57,8 +57,8 @@ def draft_dynamic_tree(
     The nodes are in the order in which they were drafted: breadth-first, parents before children.
     """
     batch, root = len(context.length), context.root
-    alone = TreeLevel(0, 0, jnp.full((batch, 1), NO_ROW), jnp.ones((batch, 1, 1), bool))
-    frontier = _Frontier(root, jnp.zeros((batch, 1)), alone)
+    alone = TreeLevel(0, 0, jnp.full((batch, 1), NO_ROW, jnp.int32), jnp.ones((batch, 1, 1), bool))
+    frontier = _Frontier(root, jnp.zeros((batch, 1), jnp.float32), alone)
     tokens_run, levels, drafted = root[:, :0], [], []
     for depth in range(tree.depth):
         level = frontier.level
@@ -86,12 +86,13 @@ def best(scores: Array, count: int) -> Array:
     more, so a node that is better than the parent is better than the child: no child is chosen
     without its parent.
     """
-    place = jnp.arange(scores.shape[1])
+    place = jnp.arange(scores.shape[1], dtype=jnp.int32)
     mine, other = scores[:, :, None], scores[:, None, :]
     better = (other > mine) | ((other == mine) & (place[None] < place[:, None])[None])
-    chosen = better.sum(axis=-1) < count
-    rank = jnp.where(chosen, jnp.cumsum(chosen, axis=-1) - 1, count)
-    return jnp.argmax(rank[:, None, :] == jnp.arange(count)[None, :, None], axis=-1)
+    chosen = better.sum(axis=-1, dtype=jnp.int32) < count
+    rank = jnp.where(chosen, jnp.cumsum(chosen, axis=-1, dtype=jnp.int32) - 1, count)
+    there = rank[:, None, :] == jnp.arange(count, dtype=jnp.int32)[None, :, None]
+    return jnp.argmax(there, axis=-1).astype(jnp.int32)
 
 
 def _children(frontier: _Frontier, tokens: Array, scores: Array) -> _Drafted:
@@ -100,13 +101,13 @@ def _children(frontier: _Frontier, tokens: Array, scores: Array) -> _Drafted:
     scores = jnp.where(scores > -jnp.inf, jnp.minimum(scores, 0), -jnp.inf)
     batch, nodes, width = tokens.shape
     flat = batch, nodes * width
-    parent = frontier.level.start + jnp.repeat(jnp.arange(nodes), width)
+    parent = frontier.level.start + jnp.repeat(jnp.arange(nodes, dtype=jnp.int32), width)
     return _Drafted(
         token=tokens.reshape(flat),
         score=(frontier.score[..., None] + scores).reshape(flat),
-        depth=jnp.full(flat, frontier.level.depth + 1),
+        depth=jnp.full(flat, frontier.level.depth + 1, jnp.int32),
         parent=jnp.broadcast_to(parent, flat),
-        row=jnp.full(flat, NO_ROW),
+        row=jnp.full(flat, NO_ROW, jnp.int32),
     )
 
 
@@ -122,8 +123,9 @@ def _expand(frontier: _Frontier, drafted: _Drafted, width: int) -> tuple[_Drafte
     seen = jnp.take_along_axis(above.mask, (parent - above.start)[..., None], axis=1)
     own = jnp.broadcast_to(jnp.eye(width, dtype=bool), (len(seen), width, width))
     level = TreeLevel(above.depth + 1, start, parent, jnp.concatenate([seen, own], axis=-1))
-    batch = jnp.arange(len(chosen))[:, None]
-    row = drafted.row.at[batch, chosen].set(start + jnp.arange(width)[None])
+    batch = jnp.arange(len(chosen), dtype=jnp.int32)[:, None]
+    rows = start + jnp.arange(width, dtype=jnp.int32)[None]
+    row = drafted.row.at[batch, chosen].set(rows)
     return drafted._replace(row=row), _Frontier(token, score, level)
 
 
@@ -149,7 +151,7 @@ def _rerank(root: Array, drafted: _Drafted, mask: Array, size: int) -> tuple[Can
     depth, row = (jnp.concatenate([pad, x], axis=1) for x in (nodes.depth, nodes.row))
     # A node that is chosen has its parent chosen, and no two nodes have the same row.
     parent = jnp.argmax(row[:, None, :] == nodes.parent[:, :, None], axis=-1)
-    batch = jnp.arange(len(root))[:, None, None]
+    batch = jnp.arange(len(root), dtype=jnp.int32)[:, None, None]
     above = mask[batch, nodes.parent[:, :, None], row[:, None, :]] & (row != NO_ROW)[:, None, :]
     above = jnp.pad(above, ((0, 0), (1, 0), (0, 0)))
     candidates = Candidates(

@@ -196,7 +196,7 @@ def draft_until_stopped(
     tokens, levels, ran = context.root, [], []
     # Noise by which a draft token is then rejected must not decide whether there is one.
     shared_noise = noise if rule.drafter_invariant else None
-    going, confidence = context.running, jnp.ones(context.length.shape)
+    going, confidence = context.running, jnp.ones(context.length.shape, jnp.float32)
     for nodes, level in inner_levels(tree):
 
         def draft(
@@ -224,4 +224,4 @@ def draft_until_stopped(
     rows = jnp.where(node_ran, jnp.asarray(rows_of(tree)), NO_ROW)
     rows = jnp.broadcast_to(rows, tokens.shape)
     candidates = to_candidates(tokens, levels, tree=tree, rule=rule)
-    return replace(candidates, num_levels=ran.sum()), rows, carry
+    return replace(candidates, num_levels=ran.sum(dtype=jnp.int32)), rows, carry

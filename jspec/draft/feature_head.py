@@ -99,14 +99,15 @@ class FeatureDrafter:
                 jax.lax.dynamic_slice_in_dim(x, first, chunk, axis=1)
                 for x in (following, hidden_states)
             )
-            places = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
+            places = jnp.broadcast_to(first + jnp.arange(chunk, dtype=jnp.int32), piece.shape)
             features = self.head.fuse(params.head, states)
             return self._run(params, piece, features, places, causal, cache).block, kept
 
         cache = empty_cache(self.head.config, batch, capacity, hidden_states.dtype)
         cache, _ = fill(cache, (), jnp.maximum(length - 2, 0), chunk=chunk, run=run)
         # A root that is the first token has no feature before it: zeros stand in for it.
-        before = hidden_states[jnp.arange(batch), jnp.maximum(length - 2, 0)]
+        rows = jnp.arange(batch, dtype=jnp.int32)
+        before = hidden_states[rows, jnp.maximum(length - 2, 0)]
         before = jnp.where((length > 1)[:, None], before, 0)
         pending = jnp.zeros((batch, self.tree.path_length, before.shape[-1]), before.dtype)
         return FeatureState(cache, jnp.ones_like(length), pending.at[:, 0].set(before))
@@ -125,13 +126,15 @@ class FeatureDrafter:
         """As `Drafter.propose`."""
         batch, inner = len(context.length), self.tree.rows
         root = self._run_pending(params, state, context)
-        every = jnp.broadcast_to(jnp.arange(self.tree.path_length), state.hidden_states.shape[:2])
+        every = jnp.arange(self.tree.path_length, dtype=jnp.int32)
+        every = jnp.broadcast_to(every, state.hidden_states.shape[:2])
         # The first token has no row: there is no feature before it.
         rows = jnp.where(context.length > 1, state.num_pending, 0)
         state = replace(state, cache=commit(state.cache, root.block, every, rows))
 
         def last(x: Array) -> Array:
-            return x[jnp.arange(batch), jnp.maximum(state.num_pending - 1, 0)][:, None]
+            each = jnp.arange(batch, dtype=jnp.int32)
+            return x[each, jnp.maximum(state.num_pending - 1, 0)][:, None]
 
         def run(level: TreeLevel, tokens: Array, carry: _Carry) -> tuple[Array, Array, _Carry]:
             if not level.depth:
@@ -180,7 +183,8 @@ class FeatureDrafter:
     ) -> HeadOutput:
         """The rows of the pending tokens, in order; what follows the last of them means nothing."""
         length = self.tree.path_length
-        place = (context.length - state.num_pending)[:, None] + jnp.arange(length)[None]
+        ahead = jnp.arange(length, dtype=jnp.int32)[None]
+        place = (context.length - state.num_pending)[:, None] + ahead
         tokens = jnp.take_along_axis(context.tokens, place, axis=1, mode="clip")
         causal = jnp.tril(jnp.ones((length, length), bool))
         positions = jnp.maximum(place - 1, 0)

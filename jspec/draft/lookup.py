@@ -85,14 +85,15 @@ class LookupDrafter:
     ) -> tuple[Candidates, tuple[()]]:
         """As `Drafter.propose`."""
         tokens, length = context.tokens, context.length
-        rows, tree = jnp.arange(len(length)), self.tree
+        rows, tree = jnp.arange(len(length), dtype=jnp.int32), self.tree
+        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         matched = self._matched(tokens, length)
         following = jnp.roll(tokens, -1, axis=1)
-        score = matched * tokens.shape[1] + jnp.arange(tokens.shape[1])[None]
+        score = matched * tokens.shape[1] + places
         chains, valid = [], []
         for _ in range(tree.children(0)):
             score = jnp.where(matched >= self.shortest, score, -1)
-            best = jnp.argmax(score, axis=-1)
+            best = jnp.argmax(score, axis=-1).astype(jnp.int32)
             chains.append(_copy(tokens, best, length, tree.depth))
             valid.append(score[rows, best] >= 0)
             matched = jnp.where(following == following[rows, best][:, None], 0, matched)
@@ -101,7 +102,9 @@ class LookupDrafter:
         valid = jnp.stack(valid, axis=1)[:, chain]
         candidates = Candidates(
             tokens=jnp.concatenate([context.root, drafted], axis=1),
-            parent=jnp.broadcast_to(jnp.asarray(tree.parents), (len(length), tree.size)),
+            parent=jnp.broadcast_to(
+                jnp.asarray(tree.parents, jnp.int32), (len(length), tree.size)
+            ),
             valid=jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True),
         )
         return candidates, state
@@ -112,21 +115,21 @@ class LookupDrafter:
 
     def _matched(self, tokens: Array, length: Array) -> Array:
         """`[B, M]`: how many tokens up to each earlier place equal the last ones."""
-        rows = jnp.arange(len(length))
-        places = jnp.arange(tokens.shape[1])[None]
+        rows = jnp.arange(len(length), dtype=jnp.int32)
+        places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         going = places < (length - 1)[:, None]
         matched = jnp.zeros(tokens.shape, jnp.int32)
         for back in range(self.longest):
             last = tokens[rows, jnp.maximum(length - 1 - back, 0)][:, None]
             going &= (jnp.roll(tokens, back, axis=1) == last) & (places >= back)
-            matched += going
+            matched += going.astype(jnp.int32)
         return matched
 
 
 def _copy(tokens: Array, after: Array, length: Array, depth: int) -> Array:
     """`[B, depth]` tokens that follow the places `after` `[B]`, around again at the end."""
     period = length - 1 - after
-    steps = jnp.arange(depth)[None] % jnp.maximum(period, 1)[:, None]
+    steps = jnp.arange(depth, dtype=jnp.int32)[None] % jnp.maximum(period, 1)[:, None]
     return jnp.take_along_axis(tokens, after[:, None] + 1 + steps, axis=1, mode="clip")
 
 

@@ -37,7 +37,7 @@ class DraftContext:
 
     def from_end(self, count: int) -> Array:
         """`[B]` the token that is `count` from the end; 1 is the root."""
-        rows = jnp.arange(len(self.length))
+        rows = jnp.arange(len(self.length), dtype=jnp.int32)
         return self.tokens[rows, self.length - count]
 
 

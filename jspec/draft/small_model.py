@@ -128,7 +128,8 @@ class SmallModelDrafter:
         leaf = last == NO_ROW
         shifted = jnp.pad(1 + place, ((0, 0), (1, 0)))
         rows = jnp.where(state.pending[:, None], shifted[:, :-1], shifted[:, 1:])
-        committed = jnp.where(count > 0, state.pending + count - leaf, 0)
+        pending, last = (x.astype(jnp.int32) for x in (state.pending, leaf))
+        committed = jnp.where(count > 0, pending + count - last, 0)
         return replace(
             state,
             cache=commit(state.cache, state.block, rows, committed),

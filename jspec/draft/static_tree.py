@@ -121,7 +121,7 @@ def to_candidates(
         logits = jnp.concatenate([level.logits for level in levels], axis=1)
     return Candidates(
         tokens=tokens,
-        parent=jnp.broadcast_to(jnp.asarray(tree.parents), tokens.shape),
+        parent=jnp.broadcast_to(jnp.asarray(tree.parents, jnp.int32), tokens.shape),
         valid=jnp.concatenate([root, *(level.valid for level in levels)], axis=1),
         draft_logits=logits,
     )
@@ -129,7 +129,7 @@ def to_candidates(
 
 def rows_of(tree: Tree) -> np.ndarray:
     """`[N]` the rows of the inner nodes, and -1 for the leaves, which a draft does not run."""
-    return np.where(tree.inner, np.cumsum(tree.inner) - 1, NO_ROW)
+    return np.where(tree.inner, np.cumsum(tree.inner) - 1, NO_ROW).astype(np.int32)
 
 
 def inner_levels(tree: Tree) -> Iterator[tuple[np.ndarray, TreeLevel]]:
@@ -139,5 +139,5 @@ def inner_levels(tree: Tree) -> Iterator[tuple[np.ndarray, TreeLevel]]:
         level = tree.level(depth)
         nodes = level.start + np.flatnonzero(tree.inner[level])
         start, run = len(run), np.append(run, nodes)
-        parent = rows[np.array(tree.parents)[nodes]] if depth else np.array([NO_ROW])
+        parent = rows[np.array(tree.parents)[nodes]] if depth else np.array([NO_ROW], np.int32)
         yield nodes, TreeLevel(depth, start, parent, tree.mask[np.ix_(nodes, run)])

@@ -12,7 +12,7 @@ from jax import Array
 
 from jspec.core.candidates import Randomness, Rule
 from jspec.core.sampling import SamplingParams
-from jspec.formats.decision import ABOUT, load_decision
+from jspec.formats.decision import ABOUT, has_decision, load_decision
 from jspec.models.protocol import Params
 from jspec.models.stop_networks import PUBLISHED_THRESHOLD, StopNetwork, entropy
 
@@ -219,7 +219,10 @@ class RunningAcceptance:
     def start(self, batch: int) -> AcceptanceCounts:
         """As `Stop.start`."""
         return AcceptanceCounts(
-            jnp.full((batch,), PRIOR_RATE * PRIOR_LEVELS), jnp.full((batch,), PRIOR_LEVELS)
+            *(
+                jnp.full((batch,), levels, jnp.float32)
+                for levels in (PRIOR_RATE * PRIOR_LEVELS, PRIOR_LEVELS)
+            )
         )
 
     def score(
@@ -231,9 +234,10 @@ class RunningAcceptance:
     def update(self, state: AcceptanceCounts, accepted: Array, levels: Array) -> AcceptanceCounts:
         # The level after the last accepted one was tested too, if it was drafted.
         """As `Stop.update`."""
-        tested = jnp.minimum(accepted + 1, levels)
+        tested = jnp.minimum(accepted + 1, levels).astype(jnp.float32)
         return AcceptanceCounts(
-            self.decay * state.accepted + accepted, self.decay * state.tested + tested
+            self.decay * state.accepted + accepted.astype(jnp.float32),
+            self.decay * state.tested + tested,
         )
 
 
@@ -308,7 +312,7 @@ def read_stop(text: str, *, folder: Path | None, width: int) -> tuple[Stop, Para
                 raise ValueError(f"it has no threshold: write {name}:0.3")
             return STOPS[name](threshold), ()
         place = folder if name == NETWORK else Path(name).expanduser()
-        if place is None or (name != NETWORK and not (place / ABOUT).is_file()):
+        if place is None or (name != NETWORK and not has_decision(place)):
             raise ValueError(f"no stop, and no folder with a {ABOUT}: {FORMS}")
         found = load_decision(place, width=width)
         threshold = found.threshold if threshold is None else threshold

@@ -1,8 +1,10 @@
 """Stop networks as two files: a description and the weights.
 
-They are in a folder of their own, or beside the draft, where readers of models ignore them.
+They are in a folder of their own, or beside the draft, where readers of models ignore them. The
+weights' file holds the description too: one that is written over another is whole at every moment.
 """
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from jspec.formats.fields import LARGEST, Fields, number
-from jspec.formats.folder import read_json, write_json
-from jspec.formats.weights import file_tensors, write_tensors
+from jspec.formats.folder import read_json, write_json, writing
+from jspec.formats.weights import file_about, file_tensors, write_tensors
 from jspec.models.protocol import Params
 from jspec.models.stop_networks import (
     DISTRIBUTION_SIZES,
@@ -23,6 +25,7 @@ from jspec.models.stop_networks import (
 )
 
 ABOUT, WEIGHTS = "decision.json", "decision.safetensors"
+INSIDE = "decision"  # the description's name in the file of the weights
 # Earlier files call the kind that reads the draft's distribution so.
 EARLIER_KINDS = {"law": "distribution"}
 FIELDS = ("kind", "sizes", "threshold", "width", "temperatures")
@@ -68,15 +71,16 @@ def save_decision(folder: str | Path, decision: Decision) -> None:
         "temperatures": list(decision.temperatures),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{WEIGHTS}.partial"
-    try:
-        write_tensors(folder, tensors, partial.name)
-        # Without the description, weights are ignored.
+    with writing(folder / WEIGHTS) as partial:
+        write_tensors(folder, tensors, partial.name, about={INSIDE: json.dumps(about)})
+        # From here until it is there again, the weights' own description counts.
         (folder / ABOUT).unlink(missing_ok=True)
-        partial.replace(folder / WEIGHTS)
-    finally:
-        partial.unlink(missing_ok=True)
     write_json(folder / ABOUT, about)
+
+
+def has_decision(folder: Path) -> bool:
+    """Whether a folder has one of the two files."""
+    return any((folder / name).is_file() for name in (ABOUT, WEIGHTS))
 
 
 def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
@@ -89,13 +93,8 @@ def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
     """
     folder = Path(folder).expanduser()
     about, weights = folder / ABOUT, folder / WEIGHTS
-    for file in (about, weights):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {file.name}: jspec decide writes {ABOUT} and {WEIGHTS}"
-            )
     try:
-        decision = _read_about(read_json(about))
+        decision = _read_about(_description(folder))
     except ValueError as error:
         raise ValueError(f"{about}: {str(error).removeprefix(f'{about} ')}") from None
     if width is not None and decision.width != width:
@@ -105,6 +104,21 @@ def load_decision(folder: str | Path, *, width: int | None = None) -> Decision:
         )
     params = _read_weights(weights, decision.network)
     return replace(decision, params=params)
+
+
+def _description(folder: Path) -> Fields:
+    """What decision.json says; where a process was ended before it was there, what the weights say
+    of themselves."""
+    about, weights = folder / ABOUT, folder / WEIGHTS
+    inside = None
+    if not about.is_file() and weights.is_file():
+        inside = file_about(weights).get(INSIDE)
+    for file in (about, weights):
+        if not file.is_file() and not (file == about and inside):
+            raise FileNotFoundError(
+                f"{folder} has no {file.name}: jspec decide writes {ABOUT} and {WEIGHTS}"
+            )
+    return json.loads(inside) if inside else read_json(about)
 
 
 def _read_about(fields: Fields) -> Decision:

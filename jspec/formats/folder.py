@@ -1,7 +1,14 @@
-"""A model folder: where it is, which files it has, its JSON, and how it is replaced whole."""
+"""A model folder: where it is, which files it has, its JSON, and how it is replaced whole.
+
+All is written beside its place and renamed, so that whatever ends a process, and whoever else
+writes there, a file or a model is the one before or the one after.
+"""
 
 import contextlib
+import ctypes
+import glob
 import json
+import os
 import re
 import shlex
 import shutil
@@ -35,6 +42,9 @@ MODEL_FILES = (
     *TOKENIZER_FILES,
 )
 SINGLE, PICKLE = "model.safetensors", "pytorch_model.bin"
+PARTIAL = ".partial"  # how the names of what is being written end
+# Of Linux: names are relative to the working directory, and are exchanged.
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # The models and heads that ship with the package.
 ZOO, ZOO_NAMES = "zoo:", ("target", "wide", "distilled", "eagle", "fspad")
@@ -92,13 +102,45 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     folder = folder.expanduser().resolve()
     _check_replaceable(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+        if left.is_dir():
+            _remove_abandoned(left)
+    # Under its own name once it is locked, so that nobody takes it for abandoned.
+    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    new.mkdir()
+    partial = new.with_name(new.name + PARTIAL)
+    try:
+        with locked(new):
+            new.rename(partial)
+            yield partial
+            _swap(partial, folder)
+    finally:
+        for place in (new, partial):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within, no other process can lock a folder; raises `BlockingIOError` where one has."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(place)
+        yield
+    finally:
+        os.close(place)
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """A place beside a file to write it to, renamed to `file` once it is written."""
+    # Of its own, since another process may be writing the same file.
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
-        _swap(partial, folder)
+        partial.replace(file)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -119,9 +161,8 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 def write_text(file: Path, content: str) -> None:
     """Writes a file that is there whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(file)
+    with writing(file) as partial:
+        partial.write_text(content, encoding="utf-8")
 
 
 def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> list[str]:
@@ -181,21 +222,86 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
+    """Puts a new folder in the place of another, with what that has beside a model."""
     if not folder.exists():
-        new.rename(folder)
-        return
-    old = new.with_suffix(".old")
-    folder.rename(old)
+        try:
+            new.rename(folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+            _check_replaceable(folder)  # somebody else made it meanwhile
+    for entry in _others(folder, new):
+        _link(entry, new / entry.name)
+    if _exchange(new, folder):
+        old = new
+    else:
+        old = new.with_suffix(".old")
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            old.rename(folder)
+            raise
+    for entry in _others(old, folder):  # what came meanwhile
+        entry.rename(folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _others(old: Path, new: Path) -> list[Path]:
+    """What is in one folder, not in the other, and no part of a model."""
+    return [
+        entry
+        for entry in old.iterdir()
+        if not any(entry.match(pattern) for pattern in MODEL_FILES)
+        and not os.path.lexists(new / entry.name)
+    ]
+
+
+def _link(entry: Path, place: Path) -> None:
+    """Another name for a file, and for all that a folder holds; a copy where that cannot be."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.copytree(entry, place, symlinks=True, copy_function=_link_file)
+    else:
+        _link_file(entry, place)
+
+
+def _link_file(file: str | Path, place: str | Path) -> None:
     try:
-        new.rename(folder)
+        os.link(file, place, follow_symlinks=False)
     except OSError:
-        old.rename(folder)
+        shutil.copy2(file, place, follow_symlinks=False)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders, so that there is no moment without either; False where the system
+    cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    paths = AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other)
+    return rename(*paths, RENAME_EXCHANGE) == 0
+
+
+def _lock(place: int) -> None:
+    """Locks an open folder or file for as long as it is open; does nothing where that cannot be."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         raise
-    for entry in old.iterdir():
-        ours = any(entry.match(pattern) for pattern in MODEL_FILES)
-        if not ours and not (folder / entry.name).exists():
-            entry.rename(folder / entry.name)
-    shutil.rmtree(old)
+    except OSError:
+        return  # some network folders have no locks
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what a process that was killed has left half-written."""
+    with contextlib.suppress(OSError), locked(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _download(name: str) -> Path:

@@ -148,7 +148,7 @@ def save_head(
     dtype = float_dtype(jax.tree.leaves(params)[0].dtype if dtype is None else dtype)
     config = layout.write_head(head, _shared_fields(dtype), serving)
     key = _key_of(layout.keys(head, ()))
-    tensors = {key(path): to_stored(x, dtype) for path, x in weights.items()}
+    tensors = {key(path): to_stored(x, dtype, key(path)) for path, x in weights.items()}
     if EMBEDDING not in tensors and embedding is not None:
         shape = (head.config.vocab_size, head.config.hidden_size)
         if embedding.shape != shape:
@@ -156,7 +156,7 @@ def save_head(
                 f"embedding is {embedding.shape}, and the head's target has {shape}: give that of "
                 "the target that it was made for"
             )
-        tensors[EMBEDDING] = to_stored(embedding, dtype)
+        tensors[EMBEDDING] = to_stored(embedding, dtype, EMBEDDING)
     if layout.needs_embedding and EMBEDDING not in tensors:
         raise ValueError(
             f"embedding=None: the layout of {layout.name} holds the target's, so give it"

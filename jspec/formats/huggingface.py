@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from jspec.models.protocol import Params
 from jspec.models.transformer import TransformerModel, transformer
 from jspec.parallel.sharding import RULES, Rules
 
+GENERATION = "generation_config.json"
+END, OTHER_TOKENS = "eos_token_id", ("bos_token_id", "pad_token_id")
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -39,6 +42,8 @@ class Checkpoint:
       stop_token_ids: tokens that end a text.
       folder: where it was found.
       family: its `model_type` there.
+      generation_config: what else its files say of generating: defaults of sampling, and the tokens
+        for the beginning of a text and for padding.
 
     >>> import jspec
     >>> target = jspec.load("zoo:target")
@@ -51,6 +56,7 @@ class Checkpoint:
     stop_token_ids: tuple[int, ...]
     folder: Path
     family: str
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -90,7 +96,7 @@ def load(
         family = family_of(config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
-    stop_token_ids = _read_stop_tokens(folder, config)
+    stop_token_ids, generation = _read_generation(folder, config)
     stored = list_tensors(folder)
     layout = layout_of(config, stored)
     if layout is not None:
@@ -108,7 +114,7 @@ def load(
         mesh=mesh,
         rules=rules,
     )
-    return Checkpoint(model, params, stop_token_ids, folder, family.model_type)
+    return Checkpoint(model, params, stop_token_ids, folder, family.model_type, generation)
 
 
 def save(
@@ -118,6 +124,7 @@ def save(
     *,
     tokenizer: TokenizerSource = None,
     stop_token_ids: tuple[int, ...] = (),
+    generation_config: Mapping[str, Any] | None = None,
     dtype: Any = None,
     family: str | None = None,
 ) -> None:
@@ -131,6 +138,7 @@ def save(
       params: as `model.init` returns them.
       tokenizer: a folder to copy it from, or a tokenizer of transformers or tokenizers.
       stop_token_ids: tokens that end a text.
+      generation_config: as `Checkpoint` has it.
       dtype: of the file; None for that of the embedding.
       family: the `model_type` to write; None for the first family, Llama before the others, that
         can describe the model.
@@ -142,21 +150,22 @@ def save(
     written = fitting_family(model.config, family)
     dtype = float_dtype(params["embedding"].dtype if dtype is None else dtype)
     tokens = [int(token) for token in stop_token_ids]
-    stop = {"eos_token_id": tokens[0] if len(tokens) == 1 else tokens or None}
+    stop = {END: tokens[0] if len(tokens) == 1 else tokens or None}
+    generation = {**(generation_config or {}), **stop}
     config = {
         **written.write_config(model.config),
         # Readers fill absent fields with the family's own tokens, so null is written too.
-        "bos_token_id": None,
-        "pad_token_id": None,
+        **{name: generation.get(name) for name in OTHER_TOKENS},
         **stop,
         "torch_dtype": dtype.name,
         "dtype": dtype.name,
     }
-    tensors = {written.key(path): to_stored(x, dtype) for path, x in weights.items()}
+    named = {written.key(path): x for path, x in weights.items()}
+    tensors = {name: to_stored(x, dtype, name) for name, x in named.items()}
     if jax.process_index() == 0:
         with replacing(Path(folder)) as partial:
             write_json(partial / "config.json", config)
-            write_json(partial / "generation_config.json", stop)
+            write_json(partial / GENERATION, generation)
             write_tokenizer(partial, tokenizer, stop_token_ids=stop_token_ids)
             write_tensors(partial, tensors)
     multihost_utils.sync_global_devices("the model is written")
@@ -174,12 +183,18 @@ def _check_tied(
     return ""
 
 
-def _read_stop_tokens(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """The tokens that end a text, from generation_config.json, or else from config.json."""
-    generation = folder / "generation_config.json"
-    stop = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    stop = config.get("eos_token_id") if stop is None else stop
+def _read_generation(
+    folder: Path, config: dict[str, Any]
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The tokens that end a text, and what else is said of generating: from
+    generation_config.json, and tokens that it does not name from config.json."""
+    file = folder / GENERATION
+    found = read_json(file) if file.is_file() else {}
+    for name in (END, *OTHER_TOKENS):
+        if found.get(name) is None and config.get(name) is not None:
+            found[name] = config[name]
+    stop = found.pop(END, None)
     tokens = [] if stop is None else stop if isinstance(stop, list) else [stop]
     if not all(type(token) is int and abs(token) <= LARGEST for token in tokens):
         raise ValueError(f"{folder}: eos_token_id={stop!r} must be a token's number, or a list")
-    return tuple(tokens)
+    return tuple(tokens), found

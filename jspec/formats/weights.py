@@ -72,6 +72,17 @@ def file_tensors(file: Path) -> list[Stored]:
         ) from None
 
 
+def file_about(file: Path) -> dict[str, str]:
+    """The words about its tensors that a file holds."""
+    try:
+        with safe_open(file, framework="numpy") as tensors:
+            return tensors.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file} is truncated or no safetensors file ({error}): download or save it again"
+        ) from None
+
+
 def equal_tensors(one: Stored, other: Stored) -> bool:
     """Whether two matrices are equal; they need not fit into memory."""
     if one.shape != other.shape:
@@ -85,14 +96,20 @@ def row_chunks(matrix: Stored) -> Iterator[slice]:
     return (slice(row, min(row + CHUNK_ROWS, count)) for row in range(0, count, CHUNK_ROWS))
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], name: str = SINGLE) -> None:
-    """Writes all tensors into one file."""
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    name: str = SINGLE,
+    *,
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """Writes all tensors into one file, and beside them words about them."""
     file = folder / name
     file.touch()
     mode = file.stat().st_mode
     # Readers that serve several frameworks look for this entry; "pt" names the layout of keys.
     try:
-        save_file(dict(tensors), file, metadata={"format": "pt"})
+        save_file(dict(tensors), file, metadata={"format": "pt", **(about or {})})
     except SafetensorError as error:
         raise OSError(f"{file} was not written: {error}") from None
     # Safetensors makes a file that only its owner may read.
@@ -145,9 +162,10 @@ def flat_params(part: LinenPart, params: Params) -> dict[tuple[str, ...], Any]:
     return given
 
 
-def to_stored(weight: Any, dtype: np.dtype) -> np.ndarray:
-    """All of an array, of which other processes may hold parts, as a file holds it."""
-    return gather(weight).astype(dtype, "C", copy=False)
+def to_stored(weight: Any, dtype: np.dtype, name: str) -> np.ndarray:
+    """All of an array, of which other processes may hold parts, as a file holds it; raises
+    `ValueError` for numbers that are beyond the range of the dtype."""
+    return _converted(gather(weight), dtype, name)
 
 
 def gather(weight: Any) -> np.ndarray:
@@ -180,11 +198,25 @@ def _flat(tree: Any) -> dict[tuple[str, ...], Any]:
 
 def _read(tensor: Stored, dtype: np.dtype, place: NamedSharding | None) -> jax.Array:
     def read(piece: Any) -> np.ndarray:
-        return tensor.read(piece).astype(dtype, copy=False)
+        return _converted(tensor.read(piece), dtype, f"{tensor.key} of {tensor.file}")
 
     if place is None:
         return jnp.asarray(read(()))
     return jax.make_array_from_callback(tensor.shape, place, read)
+
+
+def _converted(stored: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """A piece of a tensor in `dtype`; raises `ValueError` for numbers that are beyond float16."""
+    with np.errstate(over="ignore"):
+        converted = stored.astype(dtype, "C", copy=False)
+    if dtype == np.float16 and stored.dtype != dtype:
+        over = np.abs(stored[np.isinf(converted)].astype(np.float64))
+        if largest := over[np.isfinite(over)].max(initial=0):
+            raise ValueError(
+                f"dtype='float16': {name} holds {largest:g}, and float16 ends at "
+                f"{np.finfo(dtype).max:g}: take bfloat16 or float32"
+            )
+    return converted
 
 
 def _complaints(

@@ -280,7 +280,8 @@ class Eagle3Layer(nn.Module):
 def _call_everything(module: Eagle3Layer) -> Array:
     """All of it on one token, which makes every parameter."""
     place, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    fused = module.fuse(jnp.zeros((1, 1, len(module.layers) * module.target_hidden_size)))
+    width = len(module.layers) * module.target_hidden_size
+    fused = module.fuse(jnp.zeros((1, 1, width), jnp.float32))
     embedded = module.look_up(place) if module.own_embedding else jnp.zeros_like(fused)
     return module.logits(module(embedded, fused, place, mask).hidden)
 
@@ -289,7 +290,8 @@ def _spread(logits: Array, tokens: Array, vocab_size: int) -> Array:
     """Logits `[..., n]` of `tokens` `[n]` among all: `[..., V]`, `-inf` for the others."""
     # One scatter finds the place of each token; the gather is parallel where a scatter is not.
     missing = len(tokens)
-    place = jnp.full((vocab_size,), missing).at[tokens].set(jnp.arange(missing), mode="drop")
+    places = jnp.arange(missing, dtype=jnp.int32)
+    place = jnp.full((vocab_size,), missing, jnp.int32).at[tokens].set(places, mode="drop")
     ends = [(0, 0)] * (logits.ndim - 1) + [(0, 1)]
     padded = jnp.pad(logits, ends, constant_values=-jnp.inf)
     return jnp.take(padded, place, axis=-1, mode="clip")

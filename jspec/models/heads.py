@@ -61,7 +61,9 @@ class HeadParams(NamedTuple):
     @property
     def tokens(self) -> Array | None:
         """`[draft vocabulary]` the target's tokens that the head has; None for all."""
-        return None if self.d2t is None else jnp.arange(len(self.d2t)) + self.d2t
+        if self.d2t is None:
+            return None
+        return jnp.arange(len(self.d2t), dtype=jnp.int32) + self.d2t
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Head(LinenPart):
         return self._apply(params, embedded, features, positions, mask, cache, block, start)
 
     def _variables(self, key: Array) -> Params:
-        one = jnp.zeros((1, 1, self.config.hidden_size))
+        one = jnp.zeros((1, 1, self.config.hidden_size), jnp.float32)
         place, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
         return self.module.init(key, one, one, place, mask)["params"]
 

@@ -74,7 +74,7 @@ def fill(
       run: given the first row of a chunk, the cache and the carry of earlier chunks, returns the
         chunk's rows and the new carry.
     """
-    path = jnp.broadcast_to(jnp.arange(chunk), (len(length), chunk))
+    path = jnp.broadcast_to(jnp.arange(chunk, dtype=jnp.int32), (len(length), chunk))
 
     def unfinished(state: tuple[Array, Cache, Carry]) -> Array:
         return state[0] < length.max()
@@ -113,7 +113,7 @@ def _run_chunk(
 ) -> tuple[Block, States]:
     """The rows of a chunk, and what is read of it."""
     piece = jax.lax.dynamic_slice_in_dim(tokens, first, chunk, axis=1)
-    positions = jnp.broadcast_to(first + jnp.arange(chunk), piece.shape)
+    positions = jnp.broadcast_to(first + jnp.arange(chunk, dtype=jnp.int32), piece.shape)
     causal = jnp.tril(jnp.ones((chunk, chunk), bool))
     output = model.forward(params, piece, positions, causal, cache)
     # The barrier lets XLA write the cache in place: all layers have read it by then.

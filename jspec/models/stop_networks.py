@@ -57,7 +57,7 @@ class StopNetwork:
         keys = jax.random.split(key, len(self.sizes) - 1)
         layers = zip(keys, pairwise(self.sizes), strict=True)
         return tuple(
-            {"weight": draw(key, (out, into)), "bias": jnp.zeros(out)}
+            {"weight": draw(key, (out, into), jnp.float32), "bias": jnp.zeros(out, jnp.float32)}
             for key, (into, out) in layers
         )
 

@@ -79,5 +79,5 @@ def head_second_logits(
 def causal(tokens: Array) -> tuple[Array, Array]:
     """Positions `[B, T]` and the causal mask `[T, T]` of whole texts in one pass."""
     length = tokens.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], tokens.shape)
     return positions, jnp.tril(jnp.ones((length, length), bool))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -123,10 +124,10 @@ class Named(nn.Partitioned):
 
 
 def named(init: nn.initializers.Initializer, *axes: str | None) -> nn.initializers.Initializer:
-    """`init`, whose parameters remember the names of their axes."""
+    """`init` in float32, whose parameters remember the names of their axes."""
 
-    def initialize(*arguments: Any) -> Named:
-        return Named(init(*arguments), axes)
+    def initialize(key: jax.Array, shape: Any, dtype: Any = np.float32) -> Named:
+        return Named(init(key, shape, dtype), axes)
 
     return initialize
 

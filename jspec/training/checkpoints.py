@@ -1,17 +1,20 @@
 """Checkpoints of a run (the newest few and the best, restorable on any mesh), and preemption."""
 
 import functools
+import itertools
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from jspec.formats.folder import locked
 from jspec.training.step import TrainState
 
 if TYPE_CHECKING:
@@ -41,10 +44,22 @@ class Checkpoints:
         keep: int = 1,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
+        self._note, self._folder = note, folder
+        self._lock = ExitStack()
+        self._take_lock()
+        try:
+            self._set_aside_broken()
+            self._reopen = self._opener(keep, provenance)
+            self._open = self._reopen()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _opener(
+        self, keep: int, provenance: Mapping[str, Any] | None
+    ) -> "Callable[[], ocp.training.Checkpointer]":
         from orbax.checkpoint import v1 as ocp  # most of a second to import
 
-        self._note, self._folder = note, folder
-        self._set_aside_broken()
         policies = ocp.training.preservation_policies
         best = policies.BestN(
             n=1,
@@ -52,18 +67,17 @@ class Checkpoints:
             keep_checkpoints_without_metrics=False,
         )
         policy: Any = policies.AnyPreservationPolicy([policies.LatestN(keep), best])
-        self._reopen = functools.partial(
+        return functools.partial(
             ocp.training.Checkpointer,
-            str(folder),
+            str(self._folder),
             preservation_policy=policy,
             custom_metadata=None if provenance is None else json.loads(json.dumps(provenance)),
             cleanup_tmp_directories=True,
         )
-        self._open = self._reopen()
 
     def close(self) -> None:
         """Waits until all are on disk."""
-        with self._writing():
+        with self._lock, self._writing():
             self._open.close()
 
     @property
@@ -131,28 +145,51 @@ class Checkpoints:
                 "it are whole; make room, and run the same command again to resume"
             ) from error
 
+    def _take_lock(self) -> None:
+        """Raises `OSError` where another process is writing checkpoints of the same run."""
+        if jax.process_index() > 0:
+            return  # the first process has it for all of a launch
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(locked(self._folder))
+        except BlockingIOError:
+            raise OSError(
+                f"{self._folder.parent} is in use by another process: wait for it, or take another "
+                "name"
+            ) from None
+
     def _set_aside(self, steps: Sequence[int]) -> None:
         if not steps:
             return
         self._open.close()
         for step in steps if jax.process_index() == 0 else ():
-            place = self._folder / str(step)
-            place.rename(place.with_name(f"{step}.broken"))
+            _mark_broken(self._folder / str(step))
         multihost_utils.sync_global_devices("checkpoints are set aside")
         self._open = self._reopen()
 
     def _set_aside_broken(self) -> None:
-        """Renames checkpoints whose description is broken: one such stops orbax opening any."""
+        """Renames checkpoints whose description is broken: one such stops orbax opening any; and
+        removes what is left of those that were being removed."""
         for place in self._folder.glob("*") if jax.process_index() == 0 else ():
             described = place / DESCRIPTION
-            if not place.name.isdigit() or not described.is_file():
+            if not place.name.isdigit():
+                continue
+            if not described.is_file():
+                shutil.rmtree(place, ignore_errors=True)
                 continue
             try:
                 json.loads(described.read_text(encoding="utf-8"))
             except ValueError:
                 self._note(f"checkpoint {place.name} cannot be read: {described} is broken")
-                place.rename(place.with_name(f"{place.name}.broken"))
+                _mark_broken(place)
         multihost_utils.sync_global_devices("checkpoints are there")
+
+
+def _mark_broken(checkpoint: Path) -> None:
+    """Renames it to a name that is free."""
+    names = (f"{checkpoint.name}.broken{number or ''}" for number in itertools.count())
+    free = next(name for name in names if not checkpoint.with_name(name).exists())
+    checkpoint.rename(checkpoint.with_name(free))
 
 
 def read_checkpoint(folder: Path, wanted: str, state: TrainState) -> TrainState:

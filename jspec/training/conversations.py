@@ -1,168 +1,194 @@
-"""Tokenizing a data set: plain texts, conversations and pairs, and which tokens are learned."""
+"""A conversation as tokens: what a chat template writes, and which of it is learned."""
 
-import functools
-import operator
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
+from jspec.formats.encoding import encode_written
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-TEXTS = ("text", "content")
-CONVERSATIONS = ("messages", "conversations", "conversation")
-PAIRS = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"))
 # Names of speakers in public data sets, by the name that chat templates know.
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
-ROWS_AT_A_TIME = 256
+ASSISTANT = "assistant"
+NO_TEMPLATE = (
+    "text: conversations need a tokenizer with a chat template, and the target's has none: give "
+    "plain text, or put chat_template.jinja beside its tokenizer.json"
+)
 
-Rows = dict[str, list[Any]]  # of a data set, by column
+Turn = dict[str, Any]
 
 
-def tokenize(
-    table: "Dataset", tokenizer: Any, end_of_text: int, *, column: str = ""
-) -> "tuple[Dataset, int]":
-    """Tokenizes a data set, by what its columns are.
+class Conversation(NamedTuple):
+    """A conversation that was tokenized.
 
-    All of a text is learned, and `end_of_text` closes it. Of a conversation the assistant's turns
-    are learned, with what the tokenizer's chat template writes to end them; where a template
-    rewrites earlier turns, only the last one. A pair of prompt and completion is a conversation.
+    Attributes:
+      tokens: `[n]`; weight: `[n]` 1 for those that are learned.
+      prompt: the tokens that the first learned turn is prompted with.
+      whole: whether all of the assistant's turns are learned.
+    """
+
+    tokens: list[int]
+    weight: list[float]
+    prompt: list[int]
+    whole: bool
+
+
+def tokenize_conversation(turns: Any, tools: Any, tokenizer: Any) -> Conversation:
+    """Tokenizes a conversation; the assistant's turns are learned.
+
+    A turn is learned from where it parts from the prompt that asks for it, to what the template
+    ends it with. Where a template rewrites earlier turns (leaves out what was thought, say), these
+    are only read, and so is a turn that nobody asked for, because the conversation begins with it.
 
     Args:
-      column: which to take; empty to find it by its name.
+      turns: dictionaries with `role` and `content`, or `from` and `value`, and what else the
+        template takes; or the JSON text of them.
+      tools: descriptions of the tools there are, in JSON's terms or as its text; or None.
 
-    Returns:
-      Rows of `tokens` and loss `weight` `[n]`, their `length`, and `prompt`, how many tokens of a
-      conversation come before the first that is learned (0 of other texts); and of how many
-      conversations only the last turn is learned.
-
-    Raises `ValueError` if no column is usable, naming those there are.
+    Raises `ValueError` with the reason why this one cannot be used.
     """
-    names = table.column_names
-    if column and column not in names:
-        raise ValueError(f"text.column={column!r} does not exist: there are {', '.join(names)}")
-    # Data sets of pairs and conversations often have all of it as one text, too.
-    known = [column] if column else [name for name in CONVERSATIONS if name in names]
-    pair = None if known else next((pair for pair in PAIRS if set(pair) <= set(names)), None)
-    if not (known or pair):
-        known = [name for name in TEXTS if name in names]
-    if known and str(getattr(table.features[known[0]], "dtype", "")).endswith("string"):
-        encode = functools.partial(_texts, tokenizer=tokenizer, column=known[0], end=end_of_text)
-    elif known or pair:
-        _check_template(tokenizer)
-        talks = functools.partial(_pairs, pair=pair) if pair else operator.itemgetter(known[0])
-        encode = functools.partial(_conversations, tokenizer=tokenizer, talks=talks)
-    else:
+    messages = [_message(turn) for turn in _from_json(turns, "a conversation")]
+    tools = _without_none(_from_json(tools, "tools")) if tools else None
+    if not any(message["role"] == ASSISTANT for message in messages):
+        raise ValueError("it has no turn of the assistant")
+
+    def write(some: Sequence[Turn], *, ask: bool = False, tools: Any = tools) -> str:
+        extra = {} if tools is None else {"tools": tools}
+        try:
+            return tokenizer.apply_chat_template(
+                list(some), tokenize=False, add_generation_prompt=ask, **extra
+            )
+        # A template is a program: it may raise anything.
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the chat template cannot write it ({type(error).__name__}: {reason[:200]})"
+            ) from error
+
+    whole = write(messages)
+    if tools is not None and write(messages, tools=None) == whole:
+        raise ValueError("the chat template does not write its tools")
+    for field in _unwritten(messages, whole, write):
+        raise ValueError(f"the chat template does not write its {field}")
+    turns_of = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT and i]
+    found = [(turn, _span(messages, turn, whole, write)) for turn in turns_of]
+    spans = {turn: span for turn, span in found if span is not None}
+    if not spans:
         raise ValueError(
-            f"text: no usable column among {', '.join(names)}: one of "
-            f"{', '.join((*CONVERSATIONS, *TEXTS))}, or {' or '.join(map('+'.join, PAIRS))}; "
-            "text.column names another"
+            "it begins with the assistant, who has no other turn"
+            if not found
+            else "the chat template writes no turn of the assistant as its prompt asks for it"
         )
-    tokenized = table.map(
-        encode,
-        batched=True,
-        batch_size=ROWS_AT_A_TIME,
-        remove_columns=names,
-        load_from_cache_file=False,
-    )
-    if not any(tokenized["learned"]):
-        raise ValueError(
-            "text: nothing in it is to be learned: conversations need turns of the assistant"
-        )
-    shortened = len(tokenized) - sum(tokenized["whole"])
-    return tokenized.remove_columns(["whole", "learned"]).with_format("numpy"), shortened
-
-
-def _check_template(tokenizer: Any) -> None:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "text: conversations need a tokenizer with a chat template, and the target's has none: "
-            "give plain text, or put chat_template.jinja beside its tokenizer.json"
-        )
-
-
-def _texts(rows: Rows, *, tokenizer: Any, column: str, end: int) -> Rows:
-    """Texts that are learned from start to end."""
-    for text in rows[column]:
-        if not isinstance(text, str):
-            raise ValueError(f"text: a row has {column}={text!r}, where text belongs: leave it out")
-    encoded = tokenizer(rows[column], add_special_tokens=False, verbose=False)["input_ids"]
-    ids = [[*row, end] for row in encoded]
-    return _columns(ids, [[1.0] * len(row) for row in ids], [True] * len(ids))
-
-
-def _conversations(rows: Rows, *, tokenizer: Any, talks: Callable[[Rows], Any]) -> Rows:
-    """Conversations, of which the assistant's turns are learned."""
-    return _columns(*zip(*(_conversation(talk, tokenizer) for talk in talks(rows)), strict=True))
-
-
-def _columns(tokens: Any, weight: Any, whole: Any) -> Rows:
-    return {
-        "tokens": list(tokens),
-        "weight": list(weight),
-        "length": [len(row) for row in tokens],
-        "prompt": [int(np.argmax(row)) if len(row) else 0 for row in weight],
-        "whole": list(whole),
-        "learned": [bool(np.any(row)) for row in weight],
-    }
-
-
-def _pairs(rows: Rows, *, pair: tuple[str, str]) -> list[list[Any]]:
-    """Prompts and completions as conversations, unless they are parts of one already. Alpaca's
-    `input` is added to its instruction."""
-    added = rows.get("input", [""] * len(rows[pair[0]]))
-    return [
-        [*prompt, *completion]
-        if isinstance(prompt, list) and isinstance(completion, list)
-        else [
-            {"role": "user", "content": f"{prompt}\n\n{more}" if more else prompt},
-            {"role": "assistant", "content": completion},
-        ]
-        for prompt, more, completion in zip(rows[pair[0]], added, rows[pair[1]], strict=True)
-    ]
-
-
-def _conversation(
-    talk: list[dict[str, str]], tokenizer: Any
-) -> tuple[list[int], list[float], bool]:
-    """Tokens, their weights, and whether all of the assistant's turns are learned."""
-    if not isinstance(talk, list) or not talk:
-        raise ValueError(f"text: a conversation is {talk!r}, where a list of turns belongs")
-    messages = [_message(turn) for turn in talk]
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    spans = [_span(messages, turn, whole, tokenizer) for turn in turns]
-    known = [span for span in spans if span is not None]
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     weight = [
-        float(any(begin < last and first < end for begin, end in known))
+        float(any(begin < last and first < end for begin, end in spans.values()))
         for first, last in encoded["offset_mapping"]
     ]
-    return encoded["input_ids"], weight, len(known) == len(spans)
+    prompt = encode_written(tokenizer, [write(messages[: min(spans)], ask=True)])[0]
+    return Conversation(encoded["input_ids"], weight, prompt, len(spans) == len(found))
+
+
+def as_turns(prompt: Any, completion: Any, more: Any = "") -> list[Any]:
+    """A prompt and its completion as a conversation, unless they are parts of one already.
+
+    Args:
+      more: Alpaca's `input`, which is added to its instruction.
+    """
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return [*prompt, *completion]
+    return [
+        {"role": "user", "content": f"{prompt}\n\n{more}" if more else prompt},
+        {"role": ASSISTANT, "content": completion},
+    ]
 
 
 def _span(
-    messages: list[dict[str, str]], turn: int, whole: str, tokenizer: Any
+    messages: Sequence[Turn], turn: int, whole: str, write: Callable[..., str]
 ) -> tuple[int, int] | None:
-    """Where a turn starts and ends in the whole text; None if the template rewrites it."""
-    before = tokenizer.apply_chat_template(
-        messages[:turn], tokenize=False, add_generation_prompt=True
-    )
-    through = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False)
-    if whole.startswith(before) and whole.startswith(through):
-        return len(before), len(through)
-    return None
+    """Where the learned part of a turn starts and ends in the whole text; None if the template
+    rewrites the turn or what comes before it."""
+    earlier, asked = write(messages[:turn]), write(messages[:turn], ask=True)
+    through = write(messages[: turn + 1])
+    start = len(os.path.commonprefix([asked, through]))
+    rewritten = start < len(os.path.commonprefix([earlier, through]))
+    return None if rewritten or not whole.startswith(through) else (start, len(through))
 
 
-def _message(turn: dict[str, str]) -> dict[str, str]:
-    """A turn as chat templates take it, from either way of writing it."""
-    if not isinstance(turn, dict):
-        raise ValueError(f"text: a turn is {turn!r}, where role and content belong")
-    role = turn.get("role", turn.get("from"))
-    content = turn.get("content", turn.get("value"))
+def _unwritten(messages: Sequence[Turn], whole: str, write: Callable[..., str]) -> Iterator[str]:
+    """Fields without which the template writes the same."""
+    last = max(i for i, message in enumerate(messages) if message["role"] == ASSISTANT)
+    # What was thought in earlier turns is left out on purpose by many.
+    given = {"tool_calls": messages, "reasoning_content": messages[last:]}
+    for field, turns in given.items():
+        if any(turn.get(field) for turn in turns):
+            without = [{k: v for k, v in turn.items() if k != field} for turn in messages]
+            if write(without) == whole:
+                yield field
+
+
+def _message(turn: Any) -> Turn:
+    """A turn as chat templates take it, from either way of writing it, with all that it says."""
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"a turn is {_short(turn)}, where role and content belong")
+    given = _without_none(turn)
+    role, content = given.pop("from", None), given.pop("value", None)
+    role, content = given.pop("role", role), _text(given.pop("content", content))
+    calls = given.get("tool_calls")
+    if content is None and calls:
+        content = ""
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(
-            f"text: a turn is {turn!r}: it needs role and content, or from and value, all text"
+            f"a turn is {_short(turn)}: it needs role and content, or from and value, all text"
         )
-    return {"role": ROLES.get(role, role), "content": content}
+    if calls:
+        given["tool_calls"] = [_call(call) for call in _from_json(calls, "tool_calls")]
+    return {"role": ROLES.get(role, role), "content": content, **given}
+
+
+def _text(content: Any) -> Any:
+    """Parts that are all text, as one text."""
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    ):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _call(call: Any) -> Any:
+    """A tool call whose arguments are a dictionary, as templates take them: a text of JSON would be
+    quoted once more."""
+    inner = call.get("function", call) if isinstance(call, Mapping) else {}
+    arguments = inner.get("arguments") if isinstance(inner, Mapping) else None
+    if not isinstance(arguments, str):
+        return call
+    try:
+        read = json.loads(arguments)
+    except ValueError:
+        return call
+    if inner is call:
+        return {**call, "arguments": read}
+    return {**call, "function": {**inner, "arguments": read}}
+
+
+def _from_json(value: Any, what: str) -> list[Any]:
+    """A list, or the JSON text of one."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{what} is {_short(value)}, which is no JSON ({error})") from error
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{what} is {_short(value)}, where a list belongs")
+    return value
+
+
+def _without_none(value: Any) -> Any:
+    """The value without the fields that a table fills up, since its rows have all of them."""
+    if isinstance(value, Mapping):
+        return {name: _without_none(x) for name, x in value.items() if x is not None}
+    return [_without_none(x) for x in value] if isinstance(value, list) else value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

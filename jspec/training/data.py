@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     def positions(self) -> Array:
         """`[B, T]` int32, of the input tokens in their documents."""
         document = self.document[:, :-1]
-        place = jnp.arange(document.shape[1])[None]
+        place = jnp.arange(document.shape[1], dtype=jnp.int32)[None]
         first = jnp.pad(document[:, 1:] != document[:, :-1], ((0, 0), (1, 0)))
         starts = jnp.where(first, place, 0)
         return place - jnp.maximum.accumulate(starts, axis=1)
@@ -98,6 +98,8 @@ class Blocks:
       documents: what the rows are cut from; a document is read when its row is.
       pieces: `[m, 3]` a document, and where a piece of it starts and stops.
       ends: `[n]` where the pieces of each row end in `pieces`.
+      beginning: tokens that are read before a piece that continues a document, since models are
+        served no text without them.
     """
 
     documents: Sequence[Document]
@@ -105,6 +107,7 @@ class Blocks:
     pieces: np.ndarray
     ends: np.ndarray
     seed: int = 0
+    beginning: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """Rows of an epoch."""
@@ -133,11 +136,14 @@ class Blocks:
         tokens, document = np.zeros(size, np.int32), np.full(size, len(pieces), np.int32)
         weight, temperature = np.zeros(size, np.float32), np.ones(size, np.float32)
         for piece, (index, start, stop) in enumerate(pieces):
-            text = self.documents[index]
+            text, first = self.documents[index], place
+            if start:
+                place += len(self.beginning)
+                tokens[first:place] = self.beginning
             here = slice(place, place + stop - start)
-            tokens[here], document[here] = text.tokens[start:stop], piece
+            tokens[here], document[first : here.stop] = text.tokens[start:stop], piece
             weight[here], temperature[here] = text.weight[start:stop], text.temperature
-            weight[place] = 0  # nothing before it predicts it
+            weight[place] = 0  # nothing before it predicts it, or it was predicted in another row
             place = here.stop
         return tokens, document, weight[1:], temperature[1:], np.array(number, np.int32)
 
@@ -147,6 +153,7 @@ def pack(
     length: int,
     *,
     lengths: Iterable[int] | None = None,
+    beginning: tuple[int, ...] = (),
     seed: int = 0,
 ) -> Blocks:
     """Packs documents side by side into rows; attention never crosses from one to another.
@@ -156,9 +163,15 @@ def pack(
 
     Args:
       lengths: of the documents, where these are expensive to read.
+      beginning: tokens that are read before what continues a document.
 
-    Raises `ValueError` if no document has two tokens.
+    Raises `ValueError` if no document has two tokens, or a row no room for what it begins with.
     """
+    if length <= len(beginning):
+        raise ValueError(
+            f"sequence_length={length}: every text begins with {len(beginning)} tokens, so make "
+            "rows longer"
+        )
     pieces: list[tuple[int, int, int]] = []
     ends: list[int] = []
     room = length + 1
@@ -167,18 +180,28 @@ def pack(
     for index, size in enumerate(lengths):
         start = 0
         while start < size - 1:
-            rest = size - start
+            before = len(beginning) if start else 0
+            rest = size - start + before
             started = room <= length
             if started and rest > room and (rest <= length + 1 or room < MIN_PIECE):
                 ends.append(len(pieces))
                 room = length + 1
             taken = min(rest, room)
-            pieces.append((index, start, start + taken))
-            start, room = start + taken - 1, room - taken
+            pieces.append((index, start, start + taken - before))
+            start, room = start + taken - before - 1, room - taken
     if not pieces:
         raise ValueError("no text has two tokens: give some that do")
     ends.append(len(pieces))
-    return Blocks(documents, length, np.array(pieces), np.array(ends), seed)
+    return Blocks(documents, length, np.array(pieces), np.array(ends), seed, beginning)
+
+
+def count_rows_without_targets(blocks: Blocks, looked_at: int = 1000) -> tuple[int, int]:
+    """How many rows hold no token to learn from, of how many that were drawn to look at."""
+    count = min(len(blocks), looked_at)
+    without = 0
+    for number in range(count):
+        without += not blocks.rows(np.array([number])).weight.any()
+    return without, count
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from jspec.draft.draft import Draft
 from jspec.draft.protocol import Drafter
 from jspec.models.protocol import Params
 from jspec.training.data import Source, batch_at
+from jspec.training.means import LOSS, add_means, read_means
 from jspec.training.objectives import Objective
 from jspec.training.recipe import Temperatures
 
@@ -25,14 +26,22 @@ SEED = 1
 def held_out_loss(
     objective: Objective, frozen: Any, source: Source, batch_size: int, mesh: Mesh | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """Measures the mean loss, and the objective's metrics, over the first held-out batches."""
-    compiled = jax.jit(objective)
+    """Measures the loss, and the objective's other means, over all targets of the first held-out
+    batches.
+
+    Raises `ValueError` if these hold no target.
+    """
+    compiled = jax.jit(lambda *args: objective(*args)[1])
     batches = [batch_at(source, number, batch_size, mesh) for number in range(BATCHES)]
 
     def measure(params: Params) -> dict[str, float]:
-        pairs = jax.device_get([compiled(params, frozen, batch) for batch in batches])
-        named = [{"loss": loss, **metrics} for loss, metrics in pairs]
-        return {f"held_out_{name}": float(np.mean([x[name] for x in named])) for name in named[0]}
+        found = read_means(add_means(compiled(params, frozen, batch) for batch in batches))
+        if LOSS not in found:
+            raise ValueError(
+                f"text: none of {BATCHES * batch_size} held-out rows has a token to learn from: "
+                "make sequence_length more than the prompts of these conversations"
+            )
+        return {f"held_out_{name}": value for name, value in found.items()}
 
     return measure
 
@@ -44,6 +53,7 @@ def decoding(
     *,
     drafter: Drafter,
     max_new_tokens: int,
+    stop_token_ids: Sequence[int],
 ) -> Callable[[Params], dict[str, float]]:
     """Measures by decoding, at each temperature T, a student with given parameters.
 
@@ -53,6 +63,7 @@ def decoding(
     Args:
       rows: held-out prompts, which are decoded together.
       temperatures: by name.
+      stop_token_ids: where a text ends, as it does when it is served.
     """
     target = student.target_model
     padded = pad_prompts(
@@ -62,7 +73,11 @@ def decoding(
     )
     keys = jax.random.split(jax.random.key(SEED), len(rows))
     params_at = {
-        name: SamplingParams.create(len(rows), temperature=drawn.draw(SEED, len(rows)).tolist())
+        name: SamplingParams.create(
+            len(rows),
+            temperature=drawn.draw(SEED, len(rows)).tolist(),
+            stop_token_ids=stop_token_ids,
+        )
         for name, drawn in temperatures.items()
     }
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from jspec.core.prompts import pad_prompts
 from jspec.core.sampling import SamplingParams
+from jspec.decode import NONFINITE
 from jspec.draft.protocol import Drafter
-from jspec.formats.folder import claim
+from jspec.formats.folder import claim, write_text
 from jspec.models.protocol import Model, Params
 from jspec.serving import generate_many
 from jspec.training.data import Document, Source, pack
@@ -109,6 +110,11 @@ def generate_samples(
                 max_new_tokens=max_new_tokens, batch_size=batch_size,
             ):  # fmt: skip
                 index = missing[place]
+                if int(text.finish_reason[0]) == NONFINITE:
+                    raise FloatingPointError(
+                        f"made_by {dict(made_by)}: logits after prompt {index} are not finite, so "
+                        "what follows is not kept: give the model another dtype, such as bfloat16"
+                    )
                 ids = np.asarray(text.tokens)[0, : int(text.length[0])].tolist()
                 prompt = list(map(int, prompts[index]))
                 found[index] = Sample(index, prompt, ids, float(temperatures[index]))
@@ -195,7 +201,9 @@ def on_policy_source(
                 recipe, recipe.on_policy, folder / f"{number:05}", (seed, number),
                 texts=texts, stop_token_ids=stop_token_ids, generator=generator(params),
             )  # fmt: skip
-            rows = pack(documents, recipe.sequence_length, seed=recipe.seed)
+            rows = pack(
+                documents, recipe.sequence_length, beginning=texts.beginning, seed=recipe.seed
+            )
             latest.clear()
             latest[number] = mix(rows)
         return latest[number]
@@ -208,9 +216,9 @@ def sample_prompts(
 ) -> list[np.ndarray]:
     """`wanted.count` prompts to continue.
 
-    Of conversations a prompt is all that comes before the assistant's first turn; of other texts, a
-    window of `wanted.prompt_length` tokens from anywhere. Raises `ValueError` if none leaves room
-    for `wanted.max_new_tokens` in the context.
+    Of conversations a prompt is what asks for the assistant's first turn; of other texts, a window
+    of `wanted.prompt_length` tokens from anywhere, which begins as a text does. Raises `ValueError`
+    if none leaves room for `wanted.max_new_tokens` in the context.
     """
     rng = np.random.default_rng((seed, 2))
     room = context - wanted.max_new_tokens
@@ -223,20 +231,28 @@ def sample_prompts(
                 f"context of {context}"
             )
         chosen = fitting[_evenly(rng, len(fitting), wanted.count)]
-        return [texts[index].tokens[: texts.prompt_lengths[index]] for index in chosen]
-    length = wanted.prompt_length
-    spans = np.maximum(0, texts.lengths - length + 1)
+        return [texts.prompt(index) for index in chosen]
+    # A window begins as every text does.
+    first = np.array(texts.beginning, np.int32)
+    length = wanted.prompt_length - len(first)
+    spans = (
+        np.maximum(0, texts.lengths - wanted.prompt_length + 1) if length > 0 else 0 * texts.lengths
+    )
     ends = np.cumsum(spans)
-    if length > room or not ends[-1]:
+    if wanted.prompt_length > room or not ends[-1]:
         raise ValueError(
-            f"prompt_length={length}, max_new_tokens={wanted.max_new_tokens}: texts have up to "
-            f"{texts.lengths.max()} tokens, and the context is {context}: ask for less of both"
+            f"prompt_length={wanted.prompt_length}, max_new_tokens={wanted.max_new_tokens}: texts "
+            f"have up to {texts.lengths.max()} tokens, and the context is {context}: ask for less "
+            "of both"
         )
     places = rng.integers(ends[-1], size=wanted.count)
     chosen = np.searchsorted(ends, places, side="right")
-    starts = places - (ends - spans)[chosen]
+    starts = places - (ends - spans)[chosen] + len(first)
     pairs = zip(chosen, starts, strict=True)
-    return [texts[index].tokens[start : start + length] for index, start in pairs]
+    return [
+        np.concatenate([first, texts[index].tokens[start : start + length]])
+        for index, start in pairs
+    ]
 
 
 def _evenly(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
@@ -262,9 +278,7 @@ def _read(folder: Path) -> Iterator[Sample]:
 
 
 def _write(folder: Path, part: Sequence[Sample]) -> None:
-    """Writes a file whole or not at all; the first process does."""
+    """Writes a file whole or not at all, under a name that no other has; the first process does."""
     if part and jax.process_index() == 0:
-        partial = folder / f".{uuid.uuid4().hex}.partial"
         lines = (json.dumps(asdict(sample)) + "\n" for sample in part)
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.rename(folder / f"part-{len(list(folder.glob('part-*.jsonl'))):05}.jsonl")
+        write_text(folder / f"part-{uuid.uuid4().hex}.jsonl", "".join(lines))

@@ -23,6 +23,7 @@ from jspec.models.protocol import Params
 from jspec.training.checkpoints import Checkpoints, Note, preemption_notice
 from jspec.training.config_files import recipe_from_json
 from jspec.training.data import Source, batch_at
+from jspec.training.means import LOSS, Means, read_means
 from jspec.training.recipe import Recipe
 from jspec.training.step import TrainProgram
 
@@ -77,33 +78,33 @@ def train(
         preemption_notice() as preempted,
     ):
         state = checkpoints.restore(program.start(params))
-        first, clock = int(state.step), _Clock()
+        first, clock, steps = int(state.step), _Clock(), _Steps(recipe)
         show(first, "compiling the first step" if first < recipe.steps else "all steps are done")
-        pending: tuple[int, Mapping[str, Any]] | None = None
         for number in range(first, recipe.steps):
             with clock.stopped():
                 source = source_at(number, state.params)
             batch = batch_at(source, number, recipe.batch_size, mesh)
-            state, metrics = program.step(state, frozen, batch)
-            # The host reads the metrics of a step once the next one is running.
-            _check_finite(recipe, pending)
-            done, pending = number + 1, (number + 1, metrics)
+            state, means = program.step(state, frozen, batch)
+            done = number + 1
+            steps.add(done, means)
             show(done)
             last, leaving = done == recipe.steps, preempted(done)
             found = None
             if last or done % recipe.evaluate_every == 0:
-                _check_finite(recipe, pending)
+                metrics = steps.read()
                 with clock.stopped():
                     found = evaluate(state.params)
-                _check_finite(recipe, (done, found))
+                _check_finite(recipe, done, found)
                 log.write(done, {**metrics, **found, **clock.speed(done - first, recipe)})
                 show(done, _summary(found))
             if last or leaving or done % recipe.save_every == 0:
-                _check_finite(recipe, pending)
-                _check_finite(recipe, (done, {"norm of the parameters": program.norm(state)}))
+                steps.read()
+                _check_finite(recipe, done, {"norm of the parameters": program.norm(state)})
                 checkpoints.save(done, state, None if found is None else score(found))
             if leaving:
                 break
+        if steps.left_out:
+            note(f"{steps.left_out} steps had no token to learn from, and changed nothing")
     return Trained(state.params, int(state.step))
 
 
@@ -221,11 +222,8 @@ def _write_current_names(file: Path, kind: type[Recipe]) -> None:
     multihost_utils.sync_global_devices("the recipe has today's names")
 
 
-def _check_finite(recipe: Recipe, found: tuple[int, Mapping[str, Any]] | None) -> None:
+def _check_finite(recipe: Recipe, step: int, numbers: Mapping[str, Any]) -> None:
     """Raises `FloatingPointError` for a number that is not finite, with its step and rows."""
-    if found is None:
-        return
-    step, numbers = found
     for name, value in numbers.items():
         if not math.isfinite(value):
             first, last = (step - 1) * recipe.batch_size, step * recipe.batch_size - 1
@@ -236,6 +234,30 @@ def _check_finite(recipe: Recipe, found: tuple[int, Mapping[str, Any]] | None) -
 
 def _summary(found: Numbers) -> str:
     return ", ".join(f"{name} {x:.3f}" for name, x in found.items() if "accepted_at" not in name)
+
+
+class _Steps:
+    """The metrics of steps: the host reads those of one when the next one is running."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._waiting: tuple[int, Means] | None = None
+        self._metrics: Numbers = {}
+        self.left_out = 0
+
+    def add(self, step: int, means: Means) -> None:
+        self.read()
+        self._waiting = step, means
+
+    def read(self) -> Numbers:
+        """The metrics of the newest step; `left_out` counts the steps that have no loss."""
+        if self._waiting is not None:
+            (step, means), self._waiting = self._waiting, None
+            self._metrics = read_means(means)
+            _check_finite(self._recipe, step, self._metrics)
+            self.left_out += LOSS not in self._metrics
+        counted = {"steps_left_out": self.left_out} if self.left_out else {}
+        return {**self._metrics, **counted}
 
 
 class _Clock:

@@ -6,13 +6,14 @@ and already divided by the temperature, and returns `[...]`: nats, or a probabil
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
+from jspec.core.sampling import are_finite
 from jspec.models.protocol import Params
 
 Loss = Callable[[Array, Array], Array]
@@ -110,25 +111,64 @@ def mixture(weights: Mapping[str, float], beta: float = 0.5) -> Loss:
     return mixed
 
 
-def loss_and_rejection_rate(
-    loss: Loss, teacher: Array, student: Array, weight: Array, temperature: Array
-) -> tuple[Array, Array]:
-    """Weighted sums of a loss and of the share that token-level rejection rejects, both `[]`.
+class Targets(NamedTuple):
+    """What a student is compared with, `[..., D]` over its own tokens.
+
+    Attributes:
+      logits: the teacher's, divided by the temperature `[...]`. At 0 the teacher is its most likely
+        token, and the student is taken at temperature 1.
+      probs: of the teacher among all of its tokens.
+      counted: `[...]` whether its most likely token is one of the student's, which the loss counts.
+    """
+
+    logits: Array
+    probs: Array
+    counted: Array
+    temperature: Array
+
+
+def make_targets(teacher: Array, temperature: Array, tokens: Array | None = None) -> Targets:
+    """Targets from the teacher's raw logits `[..., V]`.
 
     Args:
-      teacher, student: `[..., V]` raw logits.
-      weight, temperature: `[...]`, as in a `Batch`. At temperature 0 the teacher is its most likely
-        token, and the student is taken at temperature 1.
+      temperature: `[...]`, as in a `Batch`.
+      tokens: `[D]`, those that a student with a smaller vocabulary has.
     """
     greedy = (temperature == 0)[..., None]
-    t = jnp.where(greedy, 1, temperature[..., None])
-    teacher, student = teacher / t, student / t
+    temperature = jnp.where(temperature == 0, 1, temperature)
+    teacher = teacher / temperature[..., None]
+    # One token that cannot come is a distribution; what is not finite must not get lost in argmax.
+    finite = are_finite(teacher)[..., None]
+    teacher = jnp.where(finite, jnp.maximum(teacher, IMPOSSIBLE), jnp.nan)
     # The argmax of every row is expensive on CPU, and rarely needed.
     teacher = jax.lax.cond(
-        greedy.any(), lambda x: jnp.where(greedy, _most_likely(x), x), lambda x: x, teacher
+        greedy.any(), lambda x: jnp.where(greedy & finite, _most_likely(x), x), lambda x: x, teacher
     )
-    rejected = jax.lax.stop_gradient(total_variation(teacher, student))
-    return (loss(teacher, student) * weight).sum(), (rejected * weight).sum()
+    probs, best = jax.nn.softmax(teacher), teacher.max(axis=-1)
+    if tokens is not None:
+        teacher, probs = teacher[..., tokens], probs[..., tokens]
+    return Targets(teacher, probs, ~(teacher.max(axis=-1) < best), temperature)
+
+
+def loss_and_rejection_rate(
+    loss: Loss, targets: Targets, student: Array, weight: Array
+) -> tuple[Array, Array, Array]:
+    """Weighted sums, `[]` each: of a loss, of the share that token-level rejection rejects, and of
+    the targets that the loss counts.
+
+    Args:
+      student: `[..., D]` raw logits.
+      weight: `[...]`, as in a `Batch`.
+
+    A teacher's logits that are not finite make the loss NaN, whatever it makes of them.
+    """
+    student = student / targets.temperature[..., None]
+    accepted = jnp.minimum(targets.probs, jax.nn.softmax(student)).sum(axis=-1)
+    rejected = jax.lax.stop_gradient(1 - accepted)
+    finite = jnp.isfinite(targets.probs.sum(axis=-1))
+    lost = jnp.where(finite, loss(targets.logits, student), jnp.nan)
+    weighted = weight * targets.counted.astype(weight.dtype)
+    return (lost * weighted).sum(), (rejected * weight).sum(), weighted.sum()
 
 
 ChunkLoss = Callable[[Params, Any, Array, tuple[Array, ...]], Array]
@@ -149,7 +189,7 @@ def chunked_loss(loss: ChunkLoss, count: int) -> ChunkLoss:
         def add(sums: Array, chunk: tuple[Any, ...]) -> tuple[Array, None]:
             return sums + loss(params, frozen, *chunk), None
 
-        return jax.lax.scan(add, jnp.zeros(count), (hidden, targets))[0]
+        return jax.lax.scan(add, jnp.zeros(count, jnp.float32), (hidden, targets))[0]
 
     def forward(
         params: Params, frozen: Any, hidden: Array, targets: tuple[Array, ...]
@@ -160,12 +200,12 @@ def chunked_loss(loss: ChunkLoss, count: int) -> ChunkLoss:
             value, pull = jax.vjp(
                 lambda params, hidden: loss(params, frozen, hidden, targets), params, hidden
             )
-            by_params, by_hidden = pull(jnp.zeros(count).at[0].set(1.0))
+            by_params, by_hidden = pull(jnp.zeros(count, jnp.float32).at[0].set(1.0))
             return (sums + value, jax.tree.map(jnp.add, gradients, by_params)), by_hidden
 
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
         (sums, by_params), by_hidden = jax.lax.scan(
-            add, (jnp.zeros(count), zeros), (hidden, targets)
+            add, (jnp.zeros(count, jnp.float32), zeros), (hidden, targets)
         )
         by_params = jax.tree.map(lambda x, param: x.astype(param.dtype), by_params, params)
         return sums, (by_params, by_hidden)
@@ -196,5 +236,5 @@ def _log(logits: Array) -> Array:
 
 def _most_likely(logits: Array) -> Array:
     """Logits of the distribution that has only the most likely token."""
-    one_hot = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1])
+    one_hot = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=logits.dtype)
     return jnp.where(one_hot > 0, 0.0, IMPOSSIBLE)

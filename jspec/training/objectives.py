@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -22,10 +23,10 @@ from jspec.training.losses import (
     chunked_loss,
     in_chunks,
     loss_and_rejection_rate,
+    make_targets,
 )
+from jspec.training.means import LOSS, Mean, Means
 from jspec.training.ttt import training_time_test, ttt_weights
-
-Metrics = dict[str, Array]
 
 LOGITS_CHUNK = 128  # tokens of a row whose logits exist at the same time, if its length allows
 NOISE_LENGTH = 512  # tokens of a row whose feature noise is as wide as the recipe says
@@ -34,8 +35,8 @@ NOISE_LENGTH = 512  # tokens of a row whose feature noise is as wide as the reci
 class Objective(Protocol):
     """A loss of parameters on a batch."""
 
-    def __call__(self, params: Params, frozen: Any, batch: Batch) -> tuple[Array, Metrics]:
-        """The loss on `batch`, and metrics to log beside it.
+    def __call__(self, params: Params, frozen: Any, batch: Batch) -> tuple[Array, Means]:
+        """The loss on `batch`, to be differentiated, and the means that are logged (`read_means`).
 
         Args:
           frozen: parameters that are read and not trained.
@@ -45,7 +46,7 @@ class Objective(Protocol):
 
 def language_model_loss(
     params: Params, frozen: Any, batch: Batch, *, model: Model, chunk_size: int = 0
-) -> tuple[Array, Metrics]:
+) -> tuple[Array, Means]:
     """Mean cross-entropy (nats per token) of each token given those before it.
 
     Args:
@@ -59,7 +60,8 @@ def language_model_loss(
         logits, targets = model.logits(params, output.hidden), batch.tokens[:, 1:][:, places]
         per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         total += (per_token * batch.weight[:, places]).sum()
-    return total / jnp.maximum(batch.weight.sum(), 1.0), {}
+    mean = Mean(total, batch.weight.sum(), 1.0)
+    return mean.value, {LOSS: mean}
 
 
 def distillation_loss(
@@ -71,7 +73,7 @@ def distillation_loss(
     teacher: Model,
     loss: Loss,
     chunk_size: int = 0,
-) -> tuple[Array, Metrics]:
+) -> tuple[Array, Means]:
     """The mean loss of the student's next-token distribution against the teacher's.
 
     Both are taken at the temperatures of the batch; where that is 0, the teacher is its most likely
@@ -92,7 +94,8 @@ def distillation_loss(
         teacher_hidden, weight, temperature = targets
         ours = model.logits(params, hidden)[..., :vocabulary]
         theirs = teacher.logits(frozen, teacher_hidden)[..., :vocabulary]
-        return jnp.stack(loss_and_rejection_rate(loss, theirs, ours, weight, temperature))
+        found = make_targets(theirs, temperature)
+        return jnp.stack(loss_and_rejection_rate(loss, found, ours, weight))
 
     hidden, teacher_hidden = (
         concatenate(
@@ -105,9 +108,10 @@ def distillation_loss(
         in_chunks(x, chunk_size or LOGITS_CHUNK)
         for x in (hidden, teacher_hidden, batch.weight, batch.temperature)
     )
-    sums = chunked_loss(compare, 2)(params, frozen, hidden, tuple(targets))
-    value, rejection_rate = sums / jnp.maximum(batch.weight.sum(), 1.0)
-    return value, {"acceptance_rate": 1 - rejection_rate}
+    total, rejected, _ = chunked_loss(compare, 3)(params, frozen, hidden, tuple(targets))
+    count = batch.weight.sum()
+    mean = Mean(total, count, 1.0)
+    return mean.value, {LOSS: mean, "acceptance_rate": Mean(count - rejected, count)}
 
 
 def head_distillation_loss(
@@ -125,14 +129,15 @@ def head_distillation_loss(
     feature_noise: float = 0.0,
     seed: int = 0,
     chunk_size: int = 0,
-) -> tuple[Array, Metrics]:
+) -> tuple[Array, Means]:
     """The mean loss of what a head predicts: the next feature, and the next-token distribution.
 
     With `feature_weight` 1 and `logits_weight` 0.1 it is EAGLE's (arXiv 2401.15077) and FSPAD's
     (arXiv 2408.15562): smooth L1 of the feature, and `loss` of the distributions at the batch's
     temperatures. With `feature_weight` 0 and several steps it is EAGLE-3's (arXiv 2503.01840). A
     head with a smaller vocabulary learns the distribution over its own tokens, at those targets
-    whose most likely token is one of them. The teacher runs in the same step.
+    whose most likely token is one of them; the others have gradient 0. The teacher runs in the same
+    step.
 
     Args:
       frozen: the teacher's parameters, without the head's.
@@ -143,7 +148,8 @@ def head_distillation_loss(
       chunk_size: as in `language_model_loss`.
 
     The metric `acceptance_rate` is that of `distillation_loss` for the first step,
-    `acceptance_rate_2` and so on for the others; `feature_loss` is there where it has a weight.
+    `acceptance_rate_2` and so on for the others, and so are `logits_loss` and, where it has a
+    weight, `feature_loss`.
     """
     size = chunk_length(batch.weight.shape[1], chunk_size or LOGITS_CHUNK)
     outputs = list(forward_in_chunks(frozen.target, batch, model=teacher, chunk_size=chunk_size))
@@ -162,28 +168,35 @@ def head_distillation_loss(
     )
     following, temperature = (jnp.roll(x, -1, axis=1) for x in (following, batch.temperature))
     weight = ttt_weights(batch, ttt_steps)
-    counts = jnp.maximum(weight.sum(axis=(0, 1)), 1.0)
-    share = ttt_decay ** jnp.arange(ttt_steps)
-    share = share / share.sum() / counts
+    counts = weight.sum(axis=(0, 1))
+    decay = ttt_decay ** np.arange(ttt_steps)
+    shares = decay / decay.sum()
+    share = jnp.asarray(shares, jnp.float32) / jnp.maximum(counts, 1.0)
     hidden, *targets = (
         in_chunks(x, size) for x in (jnp.moveaxis(hidden, 0, 2), following, weight, temperature)
     )
-    sums = chunked_loss(_compare_steps(head, teacher, loss), 1 + ttt_steps)
-    logits_loss, *rejected = sums(params, (frozen, share), hidden, tuple(targets))
-    names = ["acceptance_rate", *(f"acceptance_rate_{step}" for step in range(2, ttt_steps + 1))]
-    accepted = dict(zip(names, 1 - jnp.stack(rejected) / counts, strict=True))
+    compare = chunked_loss(_compare_steps(head, teacher, loss), 1 + 3 * ttt_steps)
+    logits_loss, *sums = compare(params, (frozen, share), hidden, tuple(targets))
+    losses, rejected, known = jnp.stack(sums).reshape(3, ttt_steps)
+    means: dict[str, Mean] = {}
+    for step, part in enumerate(shares.tolist()):
+        name = f"_{step + 1}" if step else ""
+        means[f"logits_loss{name}"] = Mean(losses[step], known[step], logits_weight * part)
+        means[f"acceptance_rate{name}"] = Mean(counts[step] - rejected[step], counts[step])
     if not feature_weight:
-        return logits_weight * logits_loss, accepted
+        return logits_weight * logits_loss, means
     apart = optax.huber_loss(predicted, following[None]).mean(axis=-1)
-    feature_loss = (apart * jnp.moveaxis(weight, -1, 0)).sum(axis=(1, 2)) @ share
-    value = feature_weight * feature_loss + logits_weight * logits_loss
-    return value, {"feature_loss": feature_loss, **accepted}
+    apart = (apart * jnp.moveaxis(weight, -1, 0)).sum(axis=(1, 2))
+    for step, part in enumerate(shares.tolist()):
+        name = f"_{step + 1}" if step else ""
+        means[f"feature_loss{name}"] = Mean(apart[step], counts[step], feature_weight * part)
+    return feature_weight * (apart @ share) + logits_weight * logits_loss, means
 
 
 def in_dtype(objective: Objective, dtype: str) -> Objective:
     """The objective, computed with parameters that are cast to `dtype`."""
 
-    def cast(params: Params, frozen: Any, batch: Batch) -> tuple[Array, Metrics]:
+    def cast(params: Params, frozen: Any, batch: Batch) -> tuple[Array, Means]:
         return objective(jax.tree.map(lambda x: x.astype(dtype), params), frozen, batch)
 
     return cast
@@ -219,8 +232,8 @@ def concatenate(outputs: Iterable[tuple[slice, Output]], take: Callable[[Output]
 
 
 def _compare_steps(head: Head, teacher: EmbeddingModel, loss: Loss) -> ChunkLoss:
-    """Of a chunk, the loss of all steps by their shares, and what token-level rejection rejects in
-    each step."""
+    """Of a chunk, the loss of all steps by their shares; then of each step its loss, what
+    token-level rejection rejects, and the weight of what the loss counts."""
 
     def compare(
         params: Params, frozen: tuple[HeadParams, Array], hidden: Array, targets: tuple[Array, ...]
@@ -228,26 +241,21 @@ def _compare_steps(head: Head, teacher: EmbeddingModel, loss: Loss) -> ChunkLoss
         given, share = frozen
         teacher_hidden, weight, temperature = targets
         own = given._replace(head=params)
-        theirs, known = _over_tokens(teacher.logits(given.target, teacher_hidden), given.tokens)
-        weights = jnp.unstack(weight * known[..., None], axis=2)
+        found = make_targets(
+            teacher.logits(given.target, teacher_hidden), temperature, given.tokens
+        )
         steps = [
             loss_and_rejection_rate(
-                loss, theirs, head.own_logits(own, hidden, target=teacher), weight, temperature
+                loss, found, head.own_logits(own, hidden, target=teacher), weight
             )
-            for hidden, weight in zip(jnp.unstack(hidden, axis=2), weights, strict=True)
+            for hidden, weight in zip(
+                jnp.unstack(hidden, axis=2), jnp.unstack(weight, axis=2), strict=True
+            )
         ]
-        losses, rejected = zip(*steps, strict=True)
-        return jnp.stack([share @ jnp.stack(losses), *rejected])
+        losses, rejected, known = map(jnp.stack, zip(*steps, strict=True))
+        return jnp.concatenate([(share @ losses)[None], losses, rejected, known])
 
     return compare
-
-
-def _over_tokens(logits: Array, tokens: Array | None) -> tuple[Array, Array]:
-    """Logits `[..., V]` of some tokens only, and whether the most likely token is one of them."""
-    if tokens is None:
-        return logits, jnp.ones(logits.shape[:-1])
-    chosen = logits[..., tokens]
-    return chosen, (chosen.max(axis=-1) == logits.max(axis=-1)).astype(jnp.float32)
 
 
 def _add_noise(batch: Batch, features: Array, width: float, seed: int) -> Array:

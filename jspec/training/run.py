@@ -24,7 +24,13 @@ from jspec.models.protocol import Params
 from jspec.parallel.sharding import on_mesh, read_mesh
 from jspec.training.checkpoints import Note, read_checkpoint
 from jspec.training.config_files import find_recipe, recipe_from_json
-from jspec.training.data import Document, Mixture, Source, pack
+from jspec.training.data import (
+    Document,
+    Mixture,
+    Source,
+    count_rows_without_targets,
+    pack,
+)
 from jspec.training.evaluation import decoding, held_out_loss, mean_acceptance_length, measure_all
 from jspec.training.generated_data import (
     Generator,
@@ -53,6 +59,7 @@ from jspec.training.vocabulary import lacks_vocabulary, with_vocabulary, write_t
 DRAFT, DATA, TEACHER_DATA, ON_POLICY = "model", "data", "teacher_data", "on_policy"
 TEACHER_SEED, ON_POLICY_SEED, PROMPT_SEED = range(1, 4)
 LOOKUP_TREE = Tree.chain(3)
+FEW = 0.03  # of the rows, that may hold no token to learn from without a word
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +156,7 @@ def load_inputs(recipe: Distillation, mesh: Mesh | None, note: Note) -> Inputs:
     note("reading the texts")
     texts, held_out = load_texts(
         recipe.text, target.tokenizer, target.stop_token_ids[0],
-        cache=recipe.folder / DATA, note=note,
+        vocab_size=target.model.config.vocab_size, cache=recipe.folder / DATA, note=note,
     )  # fmt: skip
     if lacks_vocabulary(draft):
         draft = with_vocabulary(
@@ -217,7 +224,9 @@ def run_distillation(
     if isinstance(student, HeadDraft):
         write_table(recipe.folder, student.checkpoint.d2t)
     documents = _at_temperatures(recipe, held_out)
-    rows = pack(documents, recipe.sequence_length, lengths=held_out.lengths)
+    rows = pack(
+        documents, recipe.sequence_length, lengths=held_out.lengths, beginning=held_out.beginning
+    )
     prompts = sample_prompts(
         held_out,
         TeacherData(
@@ -236,6 +245,7 @@ def run_distillation(
             split_temperatures(recipe.temperatures),
             drafter=drafter,
             max_new_tokens=recipe.max_new_tokens,
+            stop_token_ids=setup.target.stop_token_ids,
         ),
     )
     return train(
@@ -243,7 +253,7 @@ def run_distillation(
         setup.program,
         trained_part(student)[1],
         frozen,
-        make_source(recipe, setup, texts, teacher_data),
+        make_source(recipe, setup, texts, teacher_data, note=note),
         evaluate,
         mean_acceptance_length,
         mesh=mesh,
@@ -276,18 +286,31 @@ def make_source(
     setup: TrainSetup,
     texts: Texts,
     teacher_data: Sequence[Document] | None = None,
+    *,
+    note: Note,
 ) -> Callable[[int, Params], Source]:
     """The source of each step, given its parameters: three kinds of rows, mixed by weight."""
     fixed: list[tuple[Source, float]] = []
     if recipe.text.weight:
-        documents = _at_temperatures(recipe, texts)
-        rows = pack(documents, recipe.sequence_length, lengths=texts.lengths, seed=recipe.seed)
+        rows = pack(
+            _at_temperatures(recipe, texts), recipe.sequence_length,
+            lengths=texts.lengths, beginning=texts.beginning, seed=recipe.seed,
+        )  # fmt: skip
+        without, looked_at = count_rows_without_targets(rows)
+        if without > FEW * looked_at:
+            note(
+                f"{without} of {looked_at} rows hold no token to learn from: a larger "
+                f"sequence_length than {recipe.sequence_length} would keep prompts and answers "
+                "together"
+            )
         fixed.append((rows, recipe.text.weight))
     if recipe.teacher_data.weight:
         if teacher_data is None:
             folder = recipe.folder / TEACHER_DATA
             teacher_data = generate_teacher_data(recipe, folder, setup, texts)
-        rows = pack(teacher_data, recipe.sequence_length, seed=recipe.seed)
+        rows = pack(
+            teacher_data, recipe.sequence_length, beginning=texts.beginning, seed=recipe.seed
+        )
         fixed.append((rows, recipe.teacher_data.weight))
 
     def mix(*more: tuple[Source, float]) -> Source:

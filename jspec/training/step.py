@@ -16,7 +16,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 from jspec.models.protocol import Params
 from jspec.parallel.sharding import shardings
 from jspec.training.data import Batch
-from jspec.training.objectives import Metrics, Objective
+from jspec.training.means import Mean, Means, num_counted
+from jspec.training.objectives import Objective
 from jspec.training.recipe import Recipe
 
 
@@ -29,8 +30,36 @@ def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
         OPTIMIZERS[recipe.optimizer](learning_rate_schedule(recipe), recipe.weight_decay),
     )
     if recipe.gradient_accumulation_steps > 1:
-        return optax.MultiSteps(rule, recipe.gradient_accumulation_steps).gradient_transformation()
+        return _accumulate(rule, recipe.gradient_accumulation_steps)
     return rule
+
+
+def _accumulate(
+    rule: optax.GradientTransformation, batches: int
+) -> optax.GradientTransformationExtraArgs:
+    """The rule, on the mean gradient over all targets of several batches: gradients are added up by
+    the targets that they count, beside the number of these."""
+
+    def divide(sums: Any, state: Any, params: Any) -> Any:
+        gradients, counted = sums
+        mean = jax.tree.map(lambda x: x / jnp.maximum(counted, 1.0), gradients)
+        updates, state = rule.update(mean, state, params[0])
+        return (updates, jnp.zeros_like(counted)), state
+
+    summed = optax.MultiSteps(
+        optax.GradientTransformation(lambda params: rule.init(params[0]), divide),
+        batches,
+        use_grad_mean=False,
+    )
+
+    def update(gradients: Any, state: Any, params: Any, *, counted: Array, **_: Any) -> Any:
+        sums = jax.tree.map(lambda x: x * counted, gradients), counted
+        (updates, _), state = summed.update(sums, state, (params, jnp.float32(0)))
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: summed.init((params, jnp.float32(0))), update
+    )
 
 
 def learning_rate_schedule(recipe: Recipe) -> optax.Schedule:
@@ -115,15 +144,27 @@ def train_step(
     *,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, Metrics]:
-    """One update on `batch`: the new state, and the metrics `loss`, `grad_norm` and the
-    objective's own."""
+) -> tuple[TrainState, Means]:
+    """One update on `batch`: the new state, and the objective's means beside `grad_norm`.
+
+    A batch of which the loss counts nothing changes nothing but the number of the step. An
+    optimizer that takes `counted` hears how many targets the loss counts.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
     gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, metrics), gradients = gradient(state.params, frozen, batch)
-    updates, memory = optimizer.update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
-    return TrainState(state.step + 1, params, memory), metrics
+    (_, means), gradients = gradient(state.params, frozen, batch)
+    counted = num_counted(means)
+    # Optax multiplies whole numbers with others.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, memory = optimizer.update(
+            gradients, state.optimizer, state.params, counted=counted
+        )
+    new = optax.apply_updates(state.params, updates), memory
+    params, memory = jax.tree.map(
+        functools.partial(jnp.where, counted > 0), new, (state.params, state.optimizer)
+    )
+    means = {**means, "grad_norm": Mean(optax.tree.norm(gradients), jnp.sign(counted))}
+    return TrainState(state.step + 1, params, memory), means
 
 
 class TrainProgram(NamedTuple):
@@ -131,7 +172,7 @@ class TrainProgram(NamedTuple):
     that of a state's parameters."""
 
     start: Callable[[Params], TrainState]
-    step: Callable[[TrainState, Any, Batch], tuple[TrainState, Metrics]]
+    step: Callable[[TrainState, Any, Batch], tuple[TrainState, Means]]
     norm: Callable[[TrainState], Array]
 
 

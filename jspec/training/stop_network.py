@@ -167,7 +167,7 @@ def label_draft_tokens(
     text = append_tokens(prompts, generated)
     vocabulary = target.config.vocab_size
     hidden, logits = (states_before(prompts, x, max_new_tokens) for x in states(text))
-    places = prompts.length[:, None] + jnp.arange(max_new_tokens)[None]
+    places = prompts.length[:, None] + jnp.arange(max_new_tokens, dtype=jnp.int32)[None]
     found = label(
         _target_logits(params, text, prompts, target=target, tokens=max_new_tokens),
         to_vocab_size(logits, vocabulary),
@@ -203,7 +203,7 @@ def label(
     p, q = target / t, draft / t
     children, _ = coupled.draw(noise, q, tree=Tree.chain(1), depth=0, nodes=np.array([0]))
     seen = StopInputs(coupled, noise, how, 0, hidden, q, children)
-    drawn, ones = children[:, 0], jnp.ones(len(noise))
+    drawn, ones = children[:, 0], jnp.ones(len(noise), jnp.float32)
     of_target, of_draft = (
         jnp.take_along_axis(jax.vmap(to_probs, (0, None))(x[:, 0], temperature), drawn, axis=-1)[
             :, 0
@@ -278,7 +278,7 @@ def append_tokens(prompts: PaddedPrompts, generated: Array) -> Array:
 def states_before(prompts: PaddedPrompts, states: Array, tokens: int) -> Array:
     """Of states `[B, M, ...]` at every token of a text, those before each of the `tokens` after the
     prompts: `[B, tokens, ...]`."""
-    place = prompts.length[:, None] - 1 + jnp.arange(tokens)[None]
+    place = prompts.length[:, None] - 1 + jnp.arange(tokens, dtype=jnp.int32)[None]
     return jnp.take_along_axis(states, place[..., None], axis=1)
 
 
@@ -297,7 +297,9 @@ def _epoch(
         params, state = carry
         chosen = jax.tree.map(lambda x: x[batch], examples)
         gradient = jax.grad(_loss)(params, chosen, network=network)
-        updates, state = ADAM.update(gradient, state, params)
+        # Optax multiplies whole numbers with others.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = ADAM.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, state), batches)[0]
@@ -323,7 +325,7 @@ def _target_logits(
 ) -> Array:
     """The target's `[B, tokens, V]` before each of its own tokens."""
     length = text.shape[1]
-    places = jnp.broadcast_to(jnp.arange(length)[None], text.shape)
+    places = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], text.shape)
     causal = jnp.tril(jnp.ones((length, length), bool))
     hidden = target.forward(params, text, places, causal).hidden
     return target.logits(params, states_before(prompts, hidden, tokens))

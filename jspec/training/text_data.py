@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jspec.formats.encoding import beginning
 from jspec.training.checkpoints import Note
-from jspec.training.conversations import tokenize
 from jspec.training.data import Document
 from jspec.training.recipe import Text
+from jspec.training.tokenization import NAMED, Tokenized, tokenize
 from jspec.zoo import ZOO
 from jspec.zoo.corpus import held_out_documents, out_of_domain_documents, training_documents
 
@@ -41,10 +42,12 @@ class Texts(Sequence[Document]):
     Attributes:
       table: as `tokenize` makes it.
       temperatures: one for each text, of its loss; None for 1.
+      beginning: tokens with which the tokenizer begins every text.
     """
 
     table: "Dataset"
     temperatures: np.ndarray | None = None
+    beginning: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         """How many there are."""
@@ -67,44 +70,51 @@ class Texts(Sequence[Document]):
 
     @functools.cached_property
     def prompt_lengths(self) -> np.ndarray:
-        """`[n]` tokens before the assistant's first turn in a conversation; 0 in other texts."""
-        return np.asarray(self.table["prompt"])
+        """`[n]` tokens of the prompt of a conversation's first learned turn; 0 in other texts."""
+        return np.asarray(self.table["prompt_length"])
+
+    def prompt(self, index: int) -> np.ndarray:
+        """The tokens of that prompt, as it is served."""
+        return self.table[int(index)]["prompt"]
 
 
 def load_texts(
-    wanted: Text, tokenizer: Any, end_of_text: int, *, cache: Path, note: Note
+    wanted: Text, tokenizer: Any, end_of_text: int, *, vocab_size: int, cache: Path, note: Note
 ) -> tuple[Texts, Texts]:
     """Texts to train on, and held-out ones.
 
     Args:
-      cache: where `datasets` keeps what it reads; note: called with how many conversations are
-        learned in part only.
+      vocab_size: the model's, which may be less than the tokenizer's.
+      cache: where `datasets` keeps what it reads.
+      note: called with which rows are left out, and how many conversations are learned in part.
+
+    Raises `ValueError` if no row can be used, with the reasons of the first.
     """
     import datasets
 
     if wanted.source == CORPUS:
-        training, held_out = (
-            datasets.Dataset.from_dict({"text": documents})
+        parts = [
+            (datasets.Dataset.from_dict({"text": documents}), None)
             for documents in (training_documents(), held_out_documents())
-        )
+        ]
     else:
         source = _not_of_the_zoo(wanted.source, "text")
-        table = read_dataset(source, split=wanted.split, cache=cache)
-        training, held_out = _split(table, wanted)
-    tokenized = [
-        tokenize(part, tokenizer, end_of_text, column=wanted.column)
-        for part in (training, held_out)
-    ]
-    shortened = sum(count for _, count in tokenized)
-    if shortened:
-        note(
-            f"of {shortened} conversations only the last turn is learned: the tokenizer's chat "
-            "template rewrites earlier ones"
+        parts = _split(read_dataset(source, split=wanted.split, cache=cache), wanted)
+    found = [
+        tokenize(
+            table, tokenizer, end_of_text,
+            vocab_size=vocab_size, column=wanted.column, numbers=numbers,
         )
-    return Texts(tokenized[0][0]), Texts(tokenized[1][0])
+        for table, numbers in parts
+    ]  # fmt: skip
+    _tell(found, note)
+    training, held_out = (Texts(one.table, beginning=beginning(tokenizer)) for one in found)
+    return training, held_out
 
 
-def load_out_of_domain(wanted: Text, tokenizer: Any, end_of_text: int, *, cache: Path) -> Texts:
+def load_out_of_domain(
+    wanted: Text, tokenizer: Any, end_of_text: int, *, vocab_size: int, cache: Path
+) -> Texts:
     """Texts of another domain, for evaluation only."""
     import datasets
 
@@ -113,7 +123,8 @@ def load_out_of_domain(wanted: Text, tokenizer: Any, end_of_text: int, *, cache:
     else:
         source = _not_of_the_zoo(wanted.source, "elsewhere")
         table = read_dataset(source, split=wanted.split, cache=cache, name="elsewhere")
-    return Texts(tokenize(table, tokenizer, end_of_text, column=wanted.column)[0])
+    done = tokenize(table, tokenizer, end_of_text, vocab_size=vocab_size, column=wanted.column)
+    return Texts(done.table, beginning=beginning(tokenizer))
 
 
 def read_dataset(
@@ -167,18 +178,33 @@ def _not_of_the_zoo(source: str, name: str) -> str:
     return source
 
 
-def _split(table: "Dataset", wanted: Text) -> "tuple[Dataset, Dataset]":
-    """Rows to train on and rows that are held out; of a single text, its end is held out."""
+def _tell(found: Sequence[Tokenized], note: Note) -> None:
+    """Says what of a data set is not learned."""
+    unusable, rows = sum(one.unusable for one in found), sum(one.rows for one in found)
+    if unusable:
+        reasons = [reason for one in found for reason in one.reasons]
+        more = "" if unusable <= NAMED else ", and so on"
+        note(f"{unusable} of {rows} rows cannot be used: {'; '.join(reasons[:NAMED])}{more}")
+    shortened = sum(one.shortened for one in found)
+    if shortened:
+        note(
+            f"of {shortened} conversations only the last turn is learned: the tokenizer's chat "
+            "template rewrites earlier ones"
+        )
+
+
+def _split(table: "Dataset", wanted: Text) -> "list[tuple[Dataset, np.ndarray | None]]":
+    """Rows to train on and rows that are held out, and their numbers; of a single text, its end is
+    held out."""
     text = table[0].get(wanted.column or "text") if len(table) == 1 else None
     if isinstance(text, str):
         place = round(len(text) * (1 - wanted.held_out))
-        first, last = text[:place], text[place:]
-        return table.from_dict({"text": [first]}), table.from_dict({"text": [last]})
+        return [(table.from_dict({"text": [part]}), None) for part in (text[:place], text[place:])]
     if len(table) < 2:
         raise ValueError(
             f"text.source={wanted.source!r} has {len(table)} rows: at least two are needed, one to "
             "train on and one to evaluate on"
         )
     count = min(max(1, round(len(table) * wanted.held_out)), len(table) - 1)
-    parts = table.train_test_split(count, seed=0)
-    return parts["train"], parts["test"]
+    order = np.random.default_rng(0).permutation(len(table))
+    return [(table.select(rows), rows) for rows in (order[count:], order[:count])]

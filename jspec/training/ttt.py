@@ -63,12 +63,12 @@ def training_time_test(
 
     @jax.checkpoint
     def advance(carry: Carry, first: Array) -> tuple[Carry, tuple[Array, Array]]:
-        new = first + jnp.arange(chunk)
+        new = first + jnp.arange(chunk, dtype=jnp.int32)
         inputs = (embedded, features, batch.positions)
         tokens, read, positions = (
             jax.lax.dynamic_slice_in_dim(x, first, chunk, axis=1) for x in inputs
         )
-        past, predicted = [PastStep(0, jnp.arange(length), first_step)], []
+        past, predicted = [PastStep(0, jnp.arange(length, dtype=jnp.int32), first_step)], []
         for number in range(ttt_steps):
             block, start = _with_room([one.block for one in past], chunk)
             mask = _mask(batch.document, past, number, new)
@@ -77,7 +77,8 @@ def training_time_test(
             if 0 < number < ttt_steps - 1:
                 own = jax.tree.map(lambda x: x[:, :, -chunk:], output.block)
                 recent = jax.tree.map(_concatenate_rows, carry.blocks[number - 1], own)
-                past.append(PastStep(number, first - reach + jnp.arange(reach + chunk), recent))
+                places = first - reach + jnp.arange(reach + chunk, dtype=jnp.int32)
+                past.append(PastStep(number, places, recent))
             read = jnp.concatenate([carry.features[number], output.features[:, :-1]], axis=1)
         carry = Carry(
             [following[:, -1:] for _, following in predicted],
@@ -88,7 +89,7 @@ def training_time_test(
 
     empty = jax.tree.map(lambda x: jnp.zeros_like(x[:, :, :reach]), first_step)
     start = Carry([jnp.zeros_like(features[:, :1])] * ttt_steps, [empty] * reach)
-    found = jax.lax.scan(advance, start, jnp.arange(0, length, chunk))[1]
+    found = jax.lax.scan(advance, start, jnp.arange(0, length, chunk, dtype=jnp.int32))[1]
     return jax.tree.map(_join_chunks, found)
 
 
@@ -105,7 +106,7 @@ def ttt_weights(batch: Batch, ttt_steps: int) -> Array:
         & (rows >= number)[None]
         for number in range(ttt_steps)
     ]
-    return jnp.stack([weight * one for one in within], axis=-1)
+    return jnp.stack([weight * one.astype(weight.dtype) for one in within], axis=-1)
 
 
 def _keys_and_values(

@@ -46,7 +46,7 @@ class Coupled(NamedRule):
         vocab_size: int,
     ) -> Array:
         """The noise `[B, A, V]` of the positions that follow the root and the nodes below it."""
-        positions = length[:, None] + jnp.arange(tree.path_length)[None]
+        positions = length[:, None] + jnp.arange(tree.path_length, dtype=jnp.int32)[None]
         return sample_noise(keys, positions, vocab_size, sampling)
 
     def draw(
@@ -86,7 +86,7 @@ class Coupled(NamedRule):
         tree: Tree | DynamicTree,
     ) -> Verification:
         """Walks down from the root for as long as the picked token is among a node's children."""
-        rows = jnp.arange(len(logits))
+        rows = jnp.arange(len(logits), dtype=jnp.int32)
         node, num_accepted = jnp.zeros_like(rows), jnp.ones_like(rows)
         walking, path = jnp.ones_like(rows, bool), [node]
         token = pick_token(logits[:, 0], noise[:, 0])
@@ -97,9 +97,10 @@ class Coupled(NamedRule):
                 & candidates.valid
             )
             walking &= picked.any(axis=-1)
-            node = jnp.where(walking, jnp.argmax(picked, axis=-1), node)
+            child = jnp.argmax(picked, axis=-1).astype(jnp.int32)
+            node = jnp.where(walking, child, node)
             token = jnp.where(walking, pick_token(logits[rows, node], noise[:, depth]), token)
-            num_accepted += walking
+            num_accepted += walking.astype(jnp.int32)
             path.append(node)
         return Verification(jnp.stack(path, axis=-1), num_accepted, token)
 

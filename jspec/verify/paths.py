@@ -20,6 +20,7 @@ from jspec.verify.rejection import (
     RejectionNoise,
     RejectionRule,
     inner_index,
+    length_of_prefix,
     residual,
     sample_token,
     to_probs,
@@ -48,7 +49,7 @@ class BlockVerification(ChainRule):
     ) -> Verification:
         """Accepts the longest of the paths that pass; each is tested, whatever the others do."""
         assert isinstance(tree, Tree)
-        chain = jnp.arange(tree.size)
+        chain = jnp.arange(tree.size, dtype=jnp.int32)
 
         def one(
             noise: RejectionNoise, candidates: Candidates, logits: Array, temperature: Array
@@ -57,13 +58,13 @@ class BlockVerification(ChainRule):
             p = jax.vmap(to_probs, (0, None))(logits, temperature)
             q = jax.nn.softmax(candidates.draft_logits)
             drafted = chain[:-1], candidates.tokens[1:]
-            path_weights = [jnp.ones(())]
+            path_weights = [jnp.float32(1)]
             for of_target, of_draft in zip(p[drafted], q[drafted], strict=True):
                 path_weights.append(extend_weight(path_weights[-1], of_target, of_draft))
             weights = jnp.stack(path_weights)
             chances, left = jax.vmap(rejection_residual)(weights[:-1], p[:-1], q)
-            end = jnp.cumprod(candidates.valid[1:]).sum()
-            chances = jnp.where(chain < end, jnp.append(chances, 0.0), weights)
+            end = length_of_prefix(candidates.valid[1:])
+            chances = jnp.where(chain < end, jnp.pad(chances, (0, 1)), weights)
             passed = (noise.uniforms[: tree.size] < chances) & (chain <= end)
             last = jnp.where(passed, chain, 0).max()
             rest = jnp.where(last < end, left[jnp.minimum(last, tree.depth - 1)], p[last])
@@ -102,15 +103,15 @@ class TraversalVerification(RejectionRule):
         """
         assert isinstance(tree, Tree)
         lines = _paths_to_nodes(tree)
-        paths = np.minimum(lines, np.arange(tree.size)[:, None])
-        order = np.array(sorted(range(tree.size), key=lambda node: tuple(lines[node])))
+        paths = np.minimum(lines, np.arange(tree.size, dtype=np.int32)[:, None])
+        order = np.array(sorted(range(tree.size), key=lambda node: tuple(lines[node])), np.int32)
 
         def one(
             noise: RejectionNoise, candidates: Candidates, logits: Array, temperature: Array
         ) -> Verification:
             assert candidates.draft_logits is not None
             p = jax.vmap(to_probs, (0, None))(logits, temperature)
-            weights, exists = jnp.ones(tree.size), jnp.ones(tree.size, bool)
+            weights, exists = jnp.ones(tree.size, jnp.float32), jnp.ones(tree.size, bool)
             for depth in range(tree.depth):
                 nodes = np.flatnonzero(tree.inner & (tree.depths == depth))
                 children = tree.offspring[nodes, : tree.children(depth)]
@@ -164,7 +165,7 @@ def _weigh_children(
 def _paths_to_nodes(tree: Tree) -> np.ndarray:
     """`[N, A]` the nodes from the root to each, padded with N: in their order children come before
     parents, and a sibling with all below it before the next."""
-    lines = np.full((tree.size, tree.path_length), tree.size)
+    lines = np.full((tree.size, tree.path_length), tree.size, np.int32)
     lines[0, 0] = 0
     for node, parent in enumerate(tree.parents[1:], start=1):
         lines[node] = lines[parent]

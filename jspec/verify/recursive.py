@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from jspec.core.candidates import Candidates, Verification
-from jspec.core.sampling import SamplingParams, first_best
+from jspec.core.sampling import SamplingParams, are_finite, first_best
 from jspec.core.tree import NO_NODE, DynamicTree, Tree
 from jspec.verify.rejection import (
     RejectionNoise,
@@ -67,7 +67,8 @@ class RecursiveRule(RejectionRule):
                     p = jnp.where(trying & ~accepted, residual(p, q), p)
                     draft = self.next_draft_logits(draft, token)
                 walking = child != NO_NODE
-                node, num_accepted = jnp.where(walking, child, node), num_accepted + walking
+                node = jnp.where(walking, child, node)
+                num_accepted = num_accepted + walking.astype(jnp.int32)
                 p = jnp.where(walking, to_probs(logits[node], temperature), p)
                 path.append(node)
             return Verification(jnp.stack(path), num_accepted, sample_token(p, noise.bonus))
@@ -95,11 +96,11 @@ class WithReplacement(RecursiveRule):
         depth: int,
         nodes: np.ndarray,
     ) -> tuple[Array, Array]:
-        """A token of the distribution for each child."""
+        """A token of the distribution for each child, where there is one."""
         assert isinstance(tree, Tree)
         gumbel = noise.draft[:, inner_index(tree, nodes), : tree.children(depth)]
         tokens = first_best(logits[:, :, None] + gumbel)
-        return tokens, jnp.ones(tokens.shape, bool)
+        return tokens, jnp.broadcast_to(are_finite(logits)[..., None], tokens.shape)
 
     def next_draft_logits(self, logits: Array, token: Array) -> Array:
         """The same for every sibling."""
@@ -123,4 +124,4 @@ def without(logits: Array, token: Array) -> Array:
     The distribution is made of them from scratch for every sample: of a distribution that one token
     has nearly all of, nothing would be left in float32 to divide among the others.
     """
-    return jnp.where(jnp.arange(len(logits)) == token, LEAST, logits)
+    return jnp.where(jnp.arange(len(logits), dtype=jnp.int32) == token, LEAST, logits)

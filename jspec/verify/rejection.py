@@ -12,7 +12,7 @@ from flax import struct
 from jax import Array
 
 from jspec.core.candidates import SAMPLED, Candidates, Verification
-from jspec.core.sampling import SamplingParams, first_best
+from jspec.core.sampling import SamplingParams, are_finite, first_best
 from jspec.core.threefry import gumbel
 from jspec.core.tree import DynamicTree, Tree
 from jspec.verify.coupling import top_tokens
@@ -76,10 +76,10 @@ class RejectionRule(NamedRule):
                 for purpose in (DRAFTING, TESTING, EMITTING)
             )
             noise = jax.vmap(lambda count: gumbel(draft, count, vocab_size))(
-                jnp.arange(inner * draws)
+                jnp.arange(inner * draws, dtype=jnp.uint32)
             )
             noise = jnp.where(sampled, noise, 0.0).reshape(inner, draws, vocab_size)
-            uniforms = jax.random.uniform(test, (tree.size,))
+            uniforms = jax.random.uniform(test, (tree.size,), jnp.float32)
             return RejectionNoise(noise, uniforms, gumbel(emit, 0, vocab_size))
 
         return jax.vmap(one)(keys, length, sampling.temperature > 0)
@@ -93,11 +93,13 @@ class RejectionRule(NamedRule):
         depth: int,
         nodes: np.ndarray,
     ) -> tuple[Array, Array]:
-        """The best tokens under the noise; a token of probability 0 is no child."""
+        """The best tokens under the noise; a token of probability 0 is no child, and a node whose
+        draft logits are not finite has none."""
         assert isinstance(tree, Tree)
         scores = logits + noise.draft[:, inner_index(tree, nodes), 0]
         tokens = top_tokens(scores, tree.children(depth))
-        return tokens, jnp.take_along_axis(scores, tokens, axis=-1) > -jnp.inf
+        possible = jnp.take_along_axis(scores, tokens, axis=-1) > -jnp.inf
+        return tokens, possible & are_finite(logits)[..., None]
 
     def score(
         self,
@@ -146,7 +148,7 @@ class TokenLevel(ChainRule):
     ) -> Verification:
         """Accepts tokens up to the first that is rejected."""
         assert isinstance(tree, Tree)
-        chain = jnp.arange(tree.size)
+        chain = jnp.arange(tree.size, dtype=jnp.int32)
 
         def one(
             noise: RejectionNoise, candidates: Candidates, logits: Array, temperature: Array
@@ -156,7 +158,7 @@ class TokenLevel(ChainRule):
             q = jax.nn.softmax(candidates.draft_logits)
             drafted = chain[:-1], candidates.tokens[1:]
             accepted = noise.uniforms[1 : tree.size] * q[drafted] < p[drafted]
-            num_accepted = 1 + jnp.cumprod(accepted & candidates.valid[1:]).sum()
+            num_accepted = 1 + length_of_prefix(accepted & candidates.valid[1:])
             last = num_accepted - 1
             following = candidates.valid[jnp.minimum(num_accepted, tree.depth)]
             rejected = (num_accepted < tree.size) & following
@@ -172,9 +174,14 @@ def inner_index(tree: Tree, nodes: np.ndarray) -> np.ndarray:
     return np.cumsum(tree.inner)[nodes] - 1
 
 
+def length_of_prefix(accepted: Array) -> Array:
+    """How many of `[N]` come before the first that is false: `[]` int32."""
+    return jnp.cumprod(accepted, dtype=jnp.int32).sum(dtype=jnp.int32)
+
+
 def to_probs(logits: Array, temperature: Array) -> Array:
     """Probabilities `[V]` of processed logits; at temperature 0 the best token has them all."""
-    greedy = jax.nn.one_hot(first_best(logits), len(logits))
+    greedy = jax.nn.one_hot(first_best(logits), len(logits), dtype=logits.dtype)
     return jnp.where(temperature > 0, jax.nn.softmax(logits), greedy)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from jspec.formats.encoding import beginning, encode_texts
 from jspec.zoo.corpus import held_out_documents, out_of_domain_documents, training_documents
 
 VALIDATED_ONE_IN = 8
@@ -13,7 +14,7 @@ def held_out_prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]
     """`count` windows of `length` tokens of Python source out of held-out modules.
 
     The start of a module, where licences stand, is left out, and each module gives one window
-    before any gives a second.
+    before any gives a second. A window begins with what the tokenizer begins a text with.
 
     Args:
       tokenizer: of transformers, as `Checkpoint.tokenizer` is.
@@ -49,8 +50,12 @@ def _spread(documents: list[str], count: int) -> list[str]:
 def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) -> list[list[int]]:
     if count < 1 or length < 1:
         raise ValueError(f"prompts={count}, length={length}: both must be at least 1")
+    first = list(beginning(tokenizer))
+    if length <= len(first):
+        raise ValueError(f"length={length}: a text begins with {len(first)}, so ask for more")
     texts = [text[:READ] for text in documents]
-    rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    rows = [row[len(first) :] for row in encode_texts(tokenizer, texts)]
+    taken = length - len(first)
     places = sorted(
         (start, document)
         for document, row in enumerate(rows)
@@ -61,4 +66,4 @@ def _windows(documents: Iterable[str], tokenizer: Any, count: int, length: int) 
             f"prompts={count}: the documents hold {len(places)} windows of {length} tokens, "
             "so ask for fewer or shorter ones"
         )
-    return [rows[document][start : start + length] for start, document in places[:count]]
+    return [[*first, *rows[document][start : start + taken]] for start, document in places[:count]]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jspec.cli.main import main
-from jspec.studies.multi_candidate.target_started import LOSS
+from jspec.studies.multi_candidate.lossy import LOSS
 from jspec.tuning import usual
 
 GENERATE = ("generate", "--json", "--prompt", "x = 1", "--max-new-tokens", "8", "--ignore-eos")

@@ -145,3 +145,21 @@ def test_the_distribution_is_held_below_the_first_token_too(
     )  # fmt: skip
     jax.clear_caches()
     assert (p > distribution.SMALLEST_P) != wrong
+
+
+def test_logits_that_are_not_finite_fail_by_name(capsys, models, tmp_path):
+    """Neither the texts, which are empty on both sides, nor the draft's health count as well."""
+    target = load(models / "target")
+    broken = jax.tree.map(lambda x: x * jnp.nan, target.params)
+    save(tmp_path / "broken", target.model, broken, tokenizer=models / "target")
+    draft = "--draft", str(models / "wide")
+    code, found, _ = verify(capsys, "--target", str(tmp_path / "broken"), *draft, "--tree", "2")
+    assert code == 1
+    assert [row["nonfinite_texts"] for row in found["temperatures"]] == [2, 2]
+    assert found["health"]["target_nonfinite"] == 1 and found["health"]["draft_nonfinite"] == 0
+    assert [cause.partition(":")[0] for cause in found["causes"]] == ["dtype"]
+    main(("verify", *SHORT, "--target", str(tmp_path / "broken"), *draft, "--tree", "2"))
+    out, err = capsys.readouterr()
+    lines = " ".join((out + err).split())
+    assert "T=0: FAILED: the target's logits are NaN or infinite in 2 of 2 texts" in lines
+    assert "FAILED: target: its logits are NaN or infinite in 100% of places" in lines

@@ -24,6 +24,7 @@ from jspec import (
     SamplingParams,
     Speculator,
     autoregress,
+    decode,
     generate,
     pad_prompts,
     transformer,
@@ -40,6 +41,11 @@ jax.monitoring.register_event_duration_secs_listener(
 
 # What is counted depends on no length.
 TOKENS = 48
+
+
+@pytest.fixture(autouse=True)
+def usual_bucket(monkeypatch):
+    monkeypatch.setattr(decode, "NEW_TOKENS_BUCKET", 64)
 
 
 def others(batch: Batch) -> list[Batch]:

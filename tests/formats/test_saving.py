@@ -126,6 +126,48 @@ def test_the_end_of_text_is_generation_configs_then_configs(folder):
     assert load(folder).stop_token_ids == ()
 
 
+def test_what_is_said_of_generating_survives(original, tmp_path):
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "bos_token_id": 7}
+    place = tmp_path / "theirs"
+    save(place, *original[:2], stop_token_ids=(0, 3))
+    rewrite(place / "generation_config.json", **said)
+    rewrite(place / "config.json", pad_token_id=5)
+    for again in (tmp_path / "ours", tmp_path / "twice"):
+        found = load(place)
+        assert found.generation_config == {**said, "pad_token_id": 5}
+        save(
+            again,
+            found.model,
+            found.params,
+            stop_token_ids=found.stop_token_ids,
+            generation_config=found.generation_config,
+        )
+        written = json.loads((again / "generation_config.json").read_text())
+        assert written == {**said, "pad_token_id": 5, "eos_token_id": [0, 3]}
+        config = json.loads((again / "config.json").read_text())
+        assert [config[f"{name}_token_id"] for name in ("bos", "pad")] == [7, 5]
+        place = again
+
+
+def test_transformers_generates_as_the_folder_said(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    reference = make_reference("llama1")
+    how = {"do_sample": True, "temperature": 0.6, "top_k": 7, "bos_token_id": 1, "pad_token_id": 3}
+    reference.generation_config = transformers.GenerationConfig(**how, eos_token_id=[2, 5])
+    reference.save_pretrained(tmp_path / "theirs")
+    found = load(tmp_path / "theirs")
+    save(
+        tmp_path / "ours",
+        found.model,
+        found.params,
+        stop_token_ids=found.stop_token_ids,
+        generation_config=found.generation_config,
+    )
+    read = transformers.GenerationConfig.from_pretrained(tmp_path / "ours")
+    assert {name: getattr(read, name) for name in how} == how
+    assert read.eos_token_id == [2, 5]
+
+
 def test_a_tokenizer_survives_every_way_of_saving_it(original, tmp_path):
     model, params, folder = original
     text = "hello  world, <|endoftext|>é"

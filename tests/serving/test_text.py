@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from jspec import GenerationOutput
@@ -146,6 +146,116 @@ def test_a_prompt_and_its_text_are_what_both_are_together(falling_back):
     *first, last = "漢".encode()
     assert text([last], Bytes(), first) == "漢"
     assert text(list(b"!"), Bytes(), "odd \ufffd".encode()) == "!"
+
+
+# However long a text is
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> PreTrainedTokenizerFast:
+    """Of the kind of Llama 3 and Qwen: tokens are bytes, and may end within a character."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([TEXT, "好好 漢漢字 🙂🙃 né né"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+class Whole:
+    """Decodes all of a text every time: what is meant, slowly."""
+
+    def __init__(self, tokenizer, prompt: Sequence[int]) -> None:
+        self.decode, self.prompt = tokenizer.decode, list(prompt)
+
+    def after(self, ids: Sequence[int]) -> str:
+        before, text = self.decode(self.prompt), self.decode([*self.prompt, *ids])
+        return text[len(os.path.commonprefix([before, text])) :]
+
+    def until(self, ids: list[int], stop: Sequence[str]) -> tuple[str, int]:
+        """The text before the stop string that is complete first, and how many tokens it takes."""
+        text, count = self.after(ids), len(ids)
+        found = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+        if not found:
+            return text, count
+        end, start = min(found)
+        while self.after(ids[: count - 1]).startswith(text[:end]):
+            count -= 1
+        return text[:start], count
+
+
+def random_tokens(rng: np.random.Generator, tokenizer, size: int) -> list[int]:
+    """Text, bytes that are none, and all that is between."""
+    ids: list[int] = []
+    vocabulary = len(tokenizer)
+    while len(ids) < size:
+        kind = rng.integers(4)
+        if kind == 0:
+            ids += rng.integers(vocabulary, size=rng.integers(1, 9)).tolist()
+        elif kind == 1:
+            ids += [int(rng.integers(vocabulary))] * int(rng.integers(1, 30))
+        else:
+            words = rng.choice(["né", "漢字", "🙂", " a b", "b", " ", "\ufffd"], rng.integers(1, 9))
+            ids += tokenizer.encode("".join(words))
+    return ids[:size]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "falling_back"])
+@pytest.mark.parametrize("seed", range(30))
+def test_a_long_text_is_what_decoding_all_of_it_gives_however_it_is_cut(kind, seed, request):
+    tokenizer, rng = request.getfixturevalue(kind), np.random.default_rng(seed)
+    after = random_tokens(rng, tokenizer, int(rng.integers(0, 40)))
+    tokens = random_tokens(rng, tokenizer, int(rng.integers(1, 400)))
+    whole = Whole(tokenizer, after)
+    text = whole.after(tokens)
+    places = rng.integers(len(text) + 1, size=(3, 2)) if rng.random() < 0.7 else ()
+    stop = [text[min(pair) : max(pair)][:7] for pair in places]
+    stop = [string for string in stop if string]
+    expected, count = whole.until(tokens, stop)
+    for most in (1, 3, 50, 999):
+        steps = np.cumsum(rng.integers(1, most + 1, size=len(tokens)))
+        ends = [*steps[steps < len(tokens)].tolist(), len(tokens)]
+        cut = list(cut_at(ends, tokens))
+        shown = list(stream_text(iter(cut), tokenizer, stop=stop, prompt_tokens=after))
+        assert "".join(shown) == expected
+        reader = TextReader(tokenizer, stop, after)
+        read = [reader.read(piece) for piece in cut]
+        assert all(expected.startswith(one.text[: one.ready]) for one in read)
+        assert reader.read(cut[-1], ended=True).tokens == count
+
+
+class Counting:
+    """How many tokens a tokenizer is asked to decode."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer, self.count = tokenizer, 0
+        self.convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.count += len(ids)
+        return self.tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "falling_back"])
+@pytest.mark.parametrize("stop", [[], ["never this", "nor\nthat"]])
+def test_a_piece_costs_the_same_however_long_the_text_is(kind, stop, request):
+    tokenizer, rng = Counting(request.getfixturevalue(kind)), np.random.default_rng(3)
+    tokens = random_tokens(rng, tokenizer.tokenizer, 2000)
+    reader, spent = TextReader(tokenizer, stop), []
+    for piece in cut_at(range(1, len(tokens) + 1), tokens):
+        tokenizer.count = 0
+        assert not reader.read(piece).stopped
+        spent.append(tokenizer.count)
+    assert max(spent[-500:]) <= max(spent[:500]) + 60
+    assert np.mean(spent[-500:]) < 1.2 * np.mean(spent[:500]) < 120
+
+
+def test_a_reader_begins_again_where_a_piece_is_shorter_than_the_one_before():
+    reader = TextReader(Bytes())
+    for text in ("first", "two", "a"):
+        (piece,) = cut_at([len(text)], list(text.encode()))
+        assert reader.read(piece).text == text
 
 
 def test_no_more_pieces_are_asked_for_after_a_stop_string():

@@ -11,7 +11,7 @@ from jspec.plan import shapes
 from jspec.plan.gate import ProgramCheck
 from jspec.studies.compile_gate import measure as study_of_gates
 from jspec.studies.compile_gate import report
-from jspec.studies.compile_gate.measure import Compiled, compilers
+from jspec.studies.compile_gate.measure import compilers
 from jspec.studies.compile_gate.recipe import PAIRS, CompileGateStudy, Launch
 
 SMALL = ModelConfig(
@@ -84,9 +84,12 @@ def test_what_is_wrong_is_told_beside_what_passes(tmp_path):
     wrong = ProgramCheck("commit", 1.0, 5, 9, 0, None, 2, "devices exchange 2 times")
     recipe = CompileGateStudy(output=str(tmp_path))
     recipe.folder.mkdir(parents=True)
-    made = "", "jax 1", "2026-01-01"
-    found = [Compiled(cell, (FINE,), *made), Compiled(cell, (FINE, wrong), *made)]
-    said = report.write(recipe, found)
+    made = {**cell._asdict(), "refused": "", "versions": "jax 1", "date": "2026-01-01"}
+    found = [
+        {**made, "passed": one == FINE, "programs": [FINE.record(), one.record()]}
+        for one in (FINE, wrong)
+    ]
+    said = report.CompileGateReport.write(recipe, found)
     assert report.passed(found[:1]) and not report.passed(found)
     assert said[0] == "1 of 2 launches pass."
     assert said[1].endswith("commit devices exchange 2 times")

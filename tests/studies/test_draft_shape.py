@@ -8,21 +8,12 @@ import numpy as np
 import pytest
 import tiny_zoo
 
-from jspec.cli.main import main
 from jspec.core.tree import Tree
-from jspec.formats import folder as model_folders
 from jspec.plan.forecast import predict
 from jspec.studies.common.records import Measure, Record, Records
 from jspec.studies.draft_shape.measure import Measurement, chain
 from jspec.studies.draft_shape.recipe import DraftShapeStudy, folder_of
-from jspec.studies.draft_shape.report import (
-    contest,
-    correlations,
-    places,
-    prediction_errors,
-    ranking,
-)
-from jspec.training import text_data
+from jspec.studies.draft_shape.report import DraftShapeReport, Place
 from jspec.tuning.acceptance import from_counts
 from jspec.tuning.costs import split_costs
 
@@ -38,15 +29,9 @@ DRAFTS = {
 PLAIN = 100.0
 WORDS = "layers={},width=16,heads=2,num_key_value_heads=1,channels={},feedforward={}"
 TINY = (
-    f"one={WORDS.format(1, 8, 16)}", f"deeper={WORDS.format(2, 8, 16)}", "wider=", "larger=",
-    f"designed={WORDS.format(1, 16, 8)}", "depths=2", "probes=1 3", "batches=1 2", "prompts=2",
-    "prompt_length=4", "max_new_tokens=8", "repetitions=1", "temperatures=0",
-    "training.steps=2", "training.warmup_steps=1",
-    "training.batch_size=2", "training.sequence_length=16", "training.chunk_size=8",
-    "training.prompts=2",
-    "training.max_new_tokens=8", "training.tree=chain:2", "training.teacher_data.count=3",
-    "training.teacher_data.batch_size=3", "training.teacher_data.prompt_length=4",
-    "training.teacher_data.max_new_tokens=12",
+    "draft-shape", f"one={WORDS.format(1, 8, 16)}", f"deeper={WORDS.format(2, 8, 16)}", "wider=",
+    "larger=", f"designed={WORDS.format(1, 16, 8)}", "depths=2", "probes=1 3", "batches=1 2",
+    "temperatures=0", "training.warmup_steps=1", "training.chunk_size=8", "training.tree=chain:2",
 )  # fmt: skip
 
 
@@ -75,48 +60,58 @@ def measured(off: float = 0.0, meant: tuple[int, ...] = RECIPE.depths) -> Record
     return Records(found)
 
 
+def found_in(records: Records) -> tuple[DraftShapeReport, Place]:
+    """The report, and the one place of it."""
+    report = DraftShapeReport(RECIPE, records)
+    (place,) = report.rankings
+    return report, place
+
+
 def test_every_draft_stands_at_its_own_best_depth():
-    (place,) = places(RECIPE, measured())
-    found = ranking(RECIPE, measured(), place)
-    assert [one.draft for one in found] == ["1x224a112", "1x224", "2x192", "8x128"]
-    assert [one.depth for one in found] == [2, 4, 2, 2]
-    assert [one.tokens_per_second for one in found] == pytest.approx([160, 150, 125, 50])
+    report, place = found_in(measured())
+    found = report.rankings[place]
+    assert [one["draft"] for one in found] == ["1x224a112", "1x224", "2x192", "8x128"]
+    assert [one["depth"] for one in found] == [2, 4, 2, 2]
+    assert [one["tokens_per_second"] for one in found] == pytest.approx([160, 150, 125, 50])
 
 
 def test_what_goes_with_speed_is_told_apart_from_what_does_not():
-    (place,) = places(RECIPE, measured())
-    found = {one.what: one for one in correlations(ranking(RECIPE, measured(), place))}
-    assert found["latency"].spearman == found["latency"].kendall == pytest.approx(-1)
+    report, _ = found_in(measured())
+    found = {one["what"]: one for one in report.correlations}
+    latency = found["latency"]
+    assert latency["spearman"] == latency["kendall"] == pytest.approx(-1)
     # By losses the drafts are in no order of speed; all are kept as often and as large.
-    assert found["language-model loss"].kendall == pytest.approx(0)
-    assert found["acceptance"].spearman == found["parameters"].kendall == 0
+    assert found["language-model loss"]["kendall"] == pytest.approx(0)
+    assert found["acceptance"]["spearman"] == found["parameters"]["kendall"] == 0
 
 
 def test_the_designed_draft_is_held_against_the_best_of_more_layers():
-    (place,) = places(RECIPE, measured())
-    one = contest(RECIPE, ranking(RECIPE, measured(), place))
-    assert (one.designed.draft, one.ordinary.draft) == ("1x224a112", "2x192")
-    assert one.gain == pytest.approx(1.6 / 1.25 - 1)
+    report, place = found_in(measured())
+    designed, ordinary = report.contest(place)
+    assert (designed["draft"], ordinary["draft"]) == ("1x224a112", "2x192")
+    assert designed["speedup"] / ordinary["speedup"] == pytest.approx(1.6 / 1.25)
+    assert any(": of equal parameters" in line and "+28%" in line for line in report.answers())
 
 
 @pytest.mark.parametrize("off", [0.0, 0.3, -0.2])
 def test_how_far_off_it_was_is_what_is_measured(off):
-    found = prediction_errors(RECIPE, measured(off))
-    assert found.median == pytest.approx(abs(off)) and len(found.errors) == 2 * len(DRAFTS)
-    for taus in (found.drafts, found.chains):
+    found = found_in(measured(off))[0].predictions
+    assert found["median_error"] == pytest.approx(abs(off))
+    assert len(found["errors"]) == 2 * len(DRAFTS)
+    for taus in (found["drafts"], found["chains"]):
         assert list(taus.values()) == pytest.approx([1.0])
 
 
 def test_the_order_of_chains_is_not_that_of_drafts_at_their_best():
     """Depths that are taken for one another leave each draft's best unchanged."""
-    found = prediction_errors(RECIPE, measured(meant=RECIPE.depths[::-1]))
-    assert list(found.drafts.values()) == pytest.approx([1.0])
+    found = found_in(measured(meant=RECIPE.depths[::-1]))[0].predictions
+    assert list(found["drafts"].values()) == pytest.approx([1.0])
     were = [x for (speeds, *_) in DRAFTS.values() for x in speeds]
     said = [x for (speeds, *_) in DRAFTS.values() for x in speeds[::-1]]
     pairs = list(itertools.combinations(zip(said, were, strict=True), 2))
     agree = sum((one[0] > two[0]) == (one[1] > two[1]) for one, two in pairs)
     expected = 2 * agree / len(pairs) - 1
-    assert list(found.chains.values()) == pytest.approx([expected]) and expected < 0.8
+    assert list(found["chains"].values()) == pytest.approx([expected]) and expected < 0.8
 
 
 def test_a_machine_of_known_costs_is_predicted():
@@ -183,13 +178,10 @@ def test_a_study_that_cannot_be_is_refused(change, said):
 
 
 @pytest.mark.slow
-def test_the_study_trains_measures_and_resumes(models, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(model_folders, "ZOO_MODELS", models)
-    for name in ("training_documents", "held_out_documents", "out_of_domain_documents"):
-        monkeypatch.setattr(text_data, name, lambda: [tiny_zoo.TEXT * 3] * 4)
-    words = ["study", "--json", "draft-shape", f"output={tmp_path}", *TINY]
-    assert main(words) == 0, capsys.readouterr().err
-    said = json.loads(capsys.readouterr().out)
+def test_the_study_trains_measures_and_resumes(train_study, monkeypatch, tmp_path):
+    code, out, err = train_study(*TINY)
+    assert code == 0, err
+    said = json.loads(out)
     folder = tmp_path / "draft_shape"
     results = json.loads((folder / "results.json").read_text())
     assert results["findings"] == said["findings"]
@@ -208,8 +200,8 @@ def test_the_study_trains_measures_and_resumes(models, monkeypatch, tmp_path, ca
     for file in ("report.md", "shapes_0.png"):
         assert (folder / file).stat().st_size > 500
     monkeypatch.setattr(Measurement, "of", lambda *_: pytest.fail("measured again"))
-    assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["findings"] == said["findings"]
+    code, out, err = train_study(*TINY)
+    assert code == 0 and json.loads(out)["findings"] == said["findings"], err
 
 
 def test_targets_have_folders_of_their_own():

@@ -15,15 +15,12 @@ from programs import products
 from jspec.bench import breakdown
 from jspec.bench.suite import drafted, workload
 from jspec.bench.timing import PLAIN
-from jspec.cli.main import main
 from jspec.decode import budget, start_decoding
 from jspec.draft.draft import load_draft
-from jspec.formats import folder as model_folders
 from jspec.formats.huggingface import load
 from jspec.studies.common import measure as measuring
 from jspec.studies.common.measure import DOMAINS, IN_DOMAIN
 from jspec.studies.common.records import Measure, Record, Records
-from jspec.studies.feature_draft import measure as study_of_heads
 from jspec.studies.feature_draft.recipe import (
     KINDS,
     WIDE,
@@ -31,41 +28,18 @@ from jspec.studies.feature_draft.recipe import (
     head_for,
     num_parameters,
 )
-from jspec.studies.feature_draft.report import answers, find
-from jspec.training import text_data
+from jspec.studies.feature_draft.report import FeatureDraftReport
 from jspec.training.loop import Trained
 from jspec.training.recipe import FeatureHead
 from jspec.training.student import trained_part
 
 TREE, DYNAMIC, CHAIN = "2x1", "dynamic:2x2x5", "chain:2"
 STUDY = (
-    "kinds=eagle fspad",
-    "seeds=2",
-    f"tree={TREE}",
-    f"dynamic_tree={DYNAMIC}",
-    "drafts=zoo:wide",
-    f"draft_trees={CHAIN}",
-    "prompts=2",
-    "prompt_length=4",
-    "max_new_tokens=8",
-    "timed_prompts=1",
-    "repetitions=1",
-    "elsewhere.held_out=0.5",
-    "training.head.intermediate_size=16",
-    "training.head.num_attention_heads=2",
-    "training.head.num_key_value_heads=2",
-    "training.steps=2",
-    "training.batch_size=2",
-    "training.sequence_length=16",
-    "training.chunk_size=8",
-    "training.prompts=2",
-    "training.max_new_tokens=8",
-    f"training.tree={TREE}",
-    "training.teacher_data.count=3",
-    "training.teacher_data.batch_size=3",
-    "training.teacher_data.prompt_length=4",
-    "training.teacher_data.max_new_tokens=12",
-)
+    "feature-draft", "kinds=eagle fspad", "seeds=2", f"tree={TREE}", f"dynamic_tree={DYNAMIC}",
+    "drafts=zoo:wide", f"draft_trees={CHAIN}", "timed_prompts=1", "elsewhere.held_out=0.5",
+    "training.head.intermediate_size=16", "training.head.num_attention_heads=2",
+    "training.head.num_key_value_heads=2", "training.chunk_size=8", f"training.tree={TREE}",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("feedforward", [0, 1, 16, 37])
@@ -159,9 +133,9 @@ def test_what_is_found_is_what_the_numbers_are(sign, apart, verification):
         drafts=("small",),
         draft_trees=("chain:3", "chain:5", "chain:7"),
     )
-    found = find(recipe, Records(made(recipe, sign, apart)))
+    found = FeatureDraftReport(recipe, Records(made(recipe, sign, apart)))
     assert len(found.over_base) == 4 * 2 * 2 * 2 and len(found.over_wide) == 2 * 2 * 2
-    said = list(answers(found))
+    said = list(found.answers())
     claims = [line for line in said if "FSPAD above EAGLE: " in line]
     assert len(claims) == 4 and all(f"EAGLE: {verification}" in line for line in claims)
     cells = {"found": 0, "refuted": 0, "not decided": 0, verification.split(",")[0]: 8}
@@ -183,38 +157,28 @@ def test_what_is_found_is_what_the_numbers_are(sign, apart, verification):
             assert part in line
     for equals in found.equals:
         best = "fspad" if sign > 0 else "eagle"
-        assert (equals.head.draft, equals.head.tree) == (best, DYNAMIC)
-        assert equals.rival.tree == "chain:5"
+        assert (equals["head"]["draft"], equals["head"]["tree"]) == (best, DYNAMIC)
+        assert equals["rival"]["tree"] == "chain:5"
 
 
 @pytest.mark.parametrize(("part", "share"), [("sampling", 25), ("alignment", 50), ("param", 15)])
 def test_a_share_is_the_parts_gain_of_the_whole_gain(part, share):
     recipe = FeatureDraftStudy(tree=TREE, dynamic_tree=DYNAMIC, drafts=())
-    found = find(recipe, Records(made(recipe, 1, SLIGHT)))
-    lines = list(answers(found))
+    lines = list(FeatureDraftReport(recipe, Records(made(recipe, 1, SLIGHT))).answers())
     shares = next(line for line in lines if "over EAGLE, " in line).split(";")
     assert any(part in line and f"({share}% of" in line for line in shares), shares
 
 
 @pytest.fixture
-def study(models, monkeypatch, tmp_path, capsys):
+def study(train_study):
     """Runs a small one; its exit code, and what it said."""
-    monkeypatch.setattr(model_folders, "ZOO_MODELS", models)
-    for name in ("training_documents", "held_out_documents", "out_of_domain_documents"):
-        monkeypatch.setattr(text_data, name, lambda: [tiny_zoo.TEXT * 3] * 4)
-
-    def run(*changes: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(("study", "--json", "feature-draft", f"output={tmp_path}", *STUDY, *changes))
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(train_study, *STUDY)
 
 
 @pytest.mark.slow
 def test_the_study_resumes_where_it_stopped_and_fills_every_cell_once(study, tmp_path, monkeypatch):
     folder = tmp_path / "s"
-    begun, distill = [], study_of_heads.run_distillation
+    begun, distill = [], measuring.run_distillation
 
     def stopping(run, setup, *texts, **more):
         begun.append(trained_part(setup.student)[1])
@@ -223,7 +187,7 @@ def test_the_study_resumes_where_it_stopped_and_fills_every_cell_once(study, tmp
         return distill(run, setup, *texts, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_of_heads, "run_distillation", stopping)
+        patched.setattr(measuring, "run_distillation", stopping)
         code, out, err = study("name=s")
     assert code == 0 and out == "" and "the same command resumes it" in err
     assert len(begun) == 2 and not (folder / "report.md").exists()
@@ -241,7 +205,7 @@ def test_the_study_resumes_where_it_stopped_and_fills_every_cell_once(study, tmp
         firsts.append((run.seed, trained_part(setup.student)[1]))
         return distill(run, setup, *texts, **more)
 
-    monkeypatch.setattr(study_of_heads, "run_distillation", noting)
+    monkeypatch.setattr(measuring, "run_distillation", noting)
     code, out, err = study("name=s")
     assert code == 0 and json.loads(out)["folder"] == str(folder), err
     assert "eagle/0 0/2" not in err and "fspad/0 0/2" in err

@@ -31,7 +31,7 @@ from jspec.decode import generate_program
 from jspec.draft.early_stopping import EarlyDrafter, EarlyParams
 from jspec.draft.stopping import Confidence, RunningAcceptance
 from jspec.studies.multi_candidate import LOSSY, lossy
-from jspec.studies.multi_candidate.target_started import (
+from jspec.studies.multi_candidate.lossy import (
     LossyWarning,
     TargetStartedDrafter,
     TargetStartedParams,

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from jspec.cli.main import main
 from jspec.core.tree_text import read_tree, write_tree
 from jspec.studies.common.records import Measure, Record, Records
 from jspec.studies.multi_candidate import measure as study_of_candidates
 from jspec.studies.multi_candidate.measure import DRIFT, FASTEST, HEADLINE, headline
 from jspec.studies.multi_candidate.recipe import Decoding, MultiCandidateStudy
-from jspec.studies.multi_candidate.report import answers, drifts, headlines, own_best, stopping
+from jspec.studies.multi_candidate.report import MultiCandidateReport
 
 RECIPE = MultiCandidateStudy(temperatures=(0.0, 1.0))
 FAST = "[[0, 0], [1]]"
 TINY = (
-    "temperatures=0 1", "baseline=2x1", "depths=1 2", "widths=1 2", "fork=2", "trees=2x1",
-    "static=2x2", "equal=chain:2", "deep=chain:2", "wide=2x1", "stops=confidence",
+    "multi-candidate", "temperatures=0 1", "baseline=2x1", "depths=1 2", "widths=1 2", "fork=2",
+    "trees=2x1", "static=2x2", "equal=chain:2", "deep=chain:2", "wide=2x1", "stops=confidence",
     "thresholds=0.5", "prompts=1", "prompt_length=8", "max_new_tokens=8",
     "repetitions=1", "draws=200",
 )  # fmt: skip
@@ -62,40 +61,37 @@ def speed(method: Decoding, t: float) -> float:
 
 def test_the_headline_is_the_fastest_and_its_parts_are_ratios_of_what_was_timed():
     records = measured(speed)
-    for one in headlines(RECIPE, records):
-        assert one.chain == Decoding("block", "chain:3")
+    for one in MultiCandidateReport(RECIPE, records).headlines:
+        t, best = one["temperature"], one["best"]
+        assert one["chain"] == Decoding("block", "chain:3")
         early = Decoding("coupled", RECIPE.deep, "confidence:0.5")
-        assert one.best == (early if one.temperature == 0 else Decoding("coupled", FAST))
-        assert one.over_baseline.times == pytest.approx(speed(one.best, one.temperature) / 0.8)
-        assert one.over_chain.times == pytest.approx(speed(one.best, one.temperature) / 1.4)
-        assert one.early.one == early
-        assert one.early.times == pytest.approx(speed(early, one.temperature) / 1.4)
-        coupling, shape, depth, stops, buckets = one.parts
+        assert best == (early if t == 0 else Decoding("coupled", FAST))
+        assert one["over_baseline"].times == pytest.approx(speed(best, t) / 0.8)
+        assert one["over_chain"].times == pytest.approx(speed(best, t) / 1.4)
+        assert one["early"].one == early
+        assert one["early"].times == pytest.approx(speed(early, t) / 1.4)
+        coupling, shape, depth, stops, buckets = one["parts"]
         assert coupling.times == pytest.approx(1.0 / 0.8)
         assert shape.times == pytest.approx(1.5)
         whole = early._replace(bucketed=False)
         deep = Decoding("coupled", RECIPE.deep)
-        assert depth.times == pytest.approx(speed(deep, one.temperature))
-        assert stops.times == pytest.approx(
-            speed(whole, one.temperature) / speed(deep, one.temperature)
-        )
-        assert buckets.times == pytest.approx(
-            speed(early, one.temperature) / speed(whole, one.temperature)
-        )
+        assert depth.times == pytest.approx(speed(deep, t))
+        assert stops.times == pytest.approx(speed(whole, t) / speed(deep, t))
+        assert buckets.times == pytest.approx(speed(early, t) / speed(whole, t))
 
 
 def test_a_chain_that_is_faster_than_what_is_new_shows():
     def chains(method: Decoding, t: float) -> float:
         return 2.0 if method == Decoding("token_level", "chain:2") else speed(method, t)
 
-    for one in headlines(RECIPE, measured(chains)):
-        assert one.chain == Decoding("token_level", "chain:2")
-        assert one.over_chain.times == pytest.approx(speed(one.best, one.temperature) / 2.0)
-        assert one.over_chain.times < 1
+    for one in MultiCandidateReport(RECIPE, measured(chains)).headlines:
+        assert one["chain"] == Decoding("token_level", "chain:2")
+        expected = speed(one["best"], one["temperature"]) / 2.0
+        assert one["over_chain"].times == pytest.approx(expected) and expected < 1
 
 
 def test_each_stopping_rule_stands_at_its_best_threshold_wherever_it_decides():
-    found = stopping(RECIPE, measured(speed), 0.0)
+    found = MultiCandidateReport(RECIPE, measured(speed)).stopping(0.0)
     assert {(whole.rule, whole.tree) for whole in found} == {
         (rule, RECIPE.deep) for rule in ("coupled", "token_level", "block")
     } | {(rule, RECIPE.wide) for rule in ("coupled", "traversal")}
@@ -109,7 +105,7 @@ def test_each_stopping_rule_stands_at_its_best_threshold_wherever_it_decides():
 
 
 def test_every_kind_stands_at_its_own_best():
-    ranked = own_best(RECIPE, measured(speed), 0.0)
+    ranked = MultiCandidateReport(RECIPE, measured(speed)).own_best(0.0)
     kinds = {method.kind: method for method, _ in ranked}
     assert set(kinds) == {method.kind for methods in RECIPE.groups().values() for method in methods}
     assert kinds["block, chain"] == Decoding("block", "chain:3")
@@ -145,22 +141,21 @@ def test_drift_is_reported_of_each_method():
     here = {"draft": "draft", "method": lossy.name, "group": DRIFT}
     found = [Record(measure=m, temperature=t, value=value, **here) for m, t, value in numbers]
     records = Records([*measured(speed).all, *found])
-    (one,) = drifts(RECIPE, records)
-    assert one.method == lossy
-    assert (one.identical_texts, one.total_variation, one.by_chance) == (0.25, 0.3, 0.01)
-    assert one.cross_entropies == dict.fromkeys(RECIPE.temperatures, (1.5, 1.0))
-    said = list(answers(RECIPE, records, headlines(RECIPE, records), [one]))
+    report = MultiCandidateReport(RECIPE, records)
+    assert report.drifts == [{
+        "method": lossy, "identical_texts": 0.25, "total_variation": 0.3, "by_chance": 0.01,
+        "cross_entropies": dict.fromkeys(RECIPE.temperatures, (1.5, 1.0)),
+    }]  # fmt: skip
+    said = list(report.answers())
     assert any("0.300, where an exact rule shows 0.010; 25% of greedy" in line for line in said)
     assert sum(line.startswith("T=") for line in said) == 8 * len(RECIPE.temperatures)
 
 
 @pytest.mark.slow
-def test_the_study_times_everything_and_resumes_where_it_stopped(
-    small_zoo, tmp_path, capsys, monkeypatch
-):
-    words = ["study", "--json", "multi-candidate", f"output={tmp_path}", *TINY]
-    assert main(words) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_the_study_times_everything_and_resumes_where_it_stopped(run_study, tmp_path, monkeypatch):
+    code, out, err = run_study(*TINY)
+    assert code == 0, err
+    found = json.loads(out)
     folder = tmp_path / "multi_candidate"
     results = json.loads((folder / "results.json").read_text())
     groups = {record["group"] for record in results["records"]}
@@ -170,10 +165,10 @@ def test_the_study_times_everything_and_resumes_where_it_stopped(
     for file in ("report.md", "depth.png", "width.png", "drift.png"):
         assert (folder / file).stat().st_size > 500
     monkeypatch.setattr(study_of_candidates, "timed", lambda *_: pytest.fail("timed again"))
-    assert main(words) == 0
-    assert json.loads(capsys.readouterr().out)["findings"] == found["findings"]
-    assert main([*words, "max_new_tokens=9"]) == 2
-    assert "another study (max_new_tokens=9 where it has 8)" in capsys.readouterr().err
+    code, out, err = run_study(*TINY)
+    assert code == 0 and json.loads(out)["findings"] == found["findings"], err
+    code, _, err = run_study(*TINY, "max_new_tokens=9")
+    assert code == 2 and "another study (max_new_tokens=9 where it has 8)" in err
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """The temperature study: what it measures is what it says, and what it says is what it measured."""
 
 import dataclasses
+import functools
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,43 +12,22 @@ import pytest
 import tiny_zoo
 
 from jspec import verify
-from jspec.cli.main import main
-from jspec.formats import folder as model_folders
 from jspec.formats.huggingface import load
 from jspec.studies.common.measure import DOMAINS, IN_DOMAIN
 from jspec.studies.common.records import Measure, Record, Records, mean
 from jspec.studies.temperature import measure
 from jspec.studies.temperature.measure import NODE_RULES, UNTRAINED, methods
 from jspec.studies.temperature.recipe import TemperatureStudy
-from jspec.studies.temperature.report import find
-from jspec.training import text_data
+from jspec.studies.temperature.report import TemperatureReport
 from jspec.training.losses import coupled_rejection
 from jspec.verify import coupled, one_sample, without_replacement
 
 DRAWS = 20_000
 STUDY = (
-    "train_temperatures=0 1 0.5,1.5",
-    "temperatures=0 1 1.5",
-    "draft_temperatures=1 1.5",
-    "seeds=2",
-    "prompts=2",
-    "prompt_length=4",
-    "max_new_tokens=8",
-    "timed_prompts=1",
-    "repetitions=1",
-    "tree=chain:2",
-    "elsewhere.held_out=0.5",
-    "training.steps=2",
-    "training.batch_size=2",
-    "training.sequence_length=16",
-    "training.prompts=2",
-    "training.max_new_tokens=4",
-    "training.tree=chain:2",
-    "training.teacher_data.count=3",
-    "training.teacher_data.batch_size=3",
-    "training.teacher_data.prompt_length=4",
-    "training.teacher_data.max_new_tokens=12",
-)
+    "temperature", "train_temperatures=0 1 0.5,1.5", "temperatures=0 1 1.5",
+    "draft_temperatures=1 1.5", "seeds=2", "timed_prompts=1", "tree=chain:2",
+    "elsewhere.held_out=0.5", "training.max_new_tokens=4", "training.tree=chain:2",
+)  # fmt: skip
 
 
 def probs(logits: np.ndarray) -> np.ndarray:
@@ -95,24 +74,20 @@ def test_greedy_distributions_accept_the_targets_best_where_the_draft_has_it(pai
             assert share(pair, verify.get(rule), width, temperature=0.0) == (width > place)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    return tiny_zoo.write(tmp_path_factory.mktemp("zoo"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("temperature", "own"), [(0.0, 1.0), (0.7, 0.7), (0.7, 1.3)])
 def test_the_overlap_is_that_of_both_models_on_the_targets_text(models, temperature, own):
     target, draft = load(models / "target"), load(models / "wide")
     texts = np.random.default_rng(0).integers(1, tiny_zoo.VOCABULARY, (2, 7)).astype(np.int32)
-    models = {"model": target.model, "prompt_length": 3, "temperature": temperature}
-    read = measure.target_texts(target.params, texts, **models)
+    hidden = tuple(
+        measure.hidden_states(one.params, texts, 4, model=one.model) for one in (target, draft)
+    )
     overlap, _ = measure.node_acceptance(
         target.params,
         draft.params,
-        read,
+        hidden,
         jax.random.split(jax.random.key(0), 2),
-        own,
+        (temperature, own),
         target=target.model,
         draft=draft.model,
         rules=(coupled,),
@@ -158,7 +133,7 @@ def test_a_difference_is_taken_seed_by_seed():
         for seed, value in enumerate(row)
     )
     place = {"domain": IN_DOMAIN, "temperature": 1.0}
-    found = records.difference(Measure.OVERLAP, {"draft": "1"}, {"draft": "0"}, **place)
+    found = records.difference({"draft": "1"}, {"draft": "0"}, measure=Measure.OVERLAP, **place)
     assert found.value == pytest.approx(0.1) and found.half < 1e-9 and found.sign == 1
 
 
@@ -184,12 +159,13 @@ def test_what_is_found_is_what_the_numbers_are(better):
                             more = {"draft_temperature": own}
                             yield record(draft, seed, t, Measure.OVERLAP, off, **more)
 
-    found = find(recipe, Records(made()))
+    found = TemperatureReport(recipe, Records(made()))
     trained = [one for one in found.matched if one.other != UNTRAINED]
     # Each of three matched drafts against those of 1 and 0, where it is not that one itself.
-    assert len(trained) == 4 * 2 * 2 and all(one.sign == better for one in trained)
-    own = {(x.untrained.draft_temperature, x.reference.draft_temperature) for x in found.controls}
-    assert own == {(0.5, 0.5)}
+    assert len(trained) == 4 * 2 * 2 and all(one.difference.sign == better for one in trained)
+    for control in found.controls:
+        own = [control[kind]["draft_temperature"] for kind in ("untrained", "reference")]
+        assert own == [0.5, 0.5]
 
 
 def standard(recipe: TemperatureStudy) -> list[tuple[Measure, dict[str, str]]]:
@@ -220,18 +196,9 @@ def test_all_drafts_are_trained_alike_but_for_seed_and_temperature():
 
 
 @pytest.fixture
-def study(models, monkeypatch, tmp_path, capsys):
+def study(train_study):
     """Runs a small one; its exit code, and what it said."""
-    monkeypatch.setattr(model_folders, "ZOO_MODELS", models)
-    for name in ("training_documents", "held_out_documents", "out_of_domain_documents"):
-        monkeypatch.setattr(text_data, name, lambda: [tiny_zoo.TEXT * 3] * 4)
-
-    def run(*changes: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(("study", "--json", "temperature", f"output={tmp_path}", *STUDY, *changes))
-        return code, *capsys.readouterr()
-
-    return run
+    return functools.partial(train_study, *STUDY)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def make(target, params, tmp_path, monkeypatch):
     monkeypatch.setattr(generated_data, "PART", 3)
     shown = []
 
-    def made(drafter=None, draft=(), rows=PROMPTS, **changes):
+    def made(drafter=None, draft=(), rows=PROMPTS, params=params, **changes):
         shown.clear()
         return generate_samples(
             tmp_path / "answers",
@@ -66,11 +66,31 @@ def test_an_answer_is_what_the_target_writes_alone(make, target, params):
 
 def test_what_is_written_is_not_written_again(make):
     first = make()
-    parts = sorted(make.folder.glob("part-*.jsonl"))
-    assert [len(part.read_text().splitlines()) for part in parts] == [3, 3, 2]
+    parts = list(make.folder.glob("part-*.jsonl"))
+    sizes = {part: len(part.read_text().splitlines()) for part in parts}
+    assert sorted(sizes.values()) == [2, 3, 3]
     assert make() == first and make.shown == [8]
-    parts[1].unlink()
+    max(parts, key=sizes.get).unlink()
     assert make() == first and make.shown == [5, 6, 7, 8]
+
+
+def test_what_is_there_is_never_written_over(make):
+    """A part that is deleted, as advised where it is broken, is made again beside the others."""
+    first = make()
+    for place in (0, 1, 0):
+        parts = sorted(make.folder.glob("part-*.jsonl"))
+        kept = {file: file.read_text() for file in parts if file != parts[place]}
+        parts[place].unlink()
+        assert make() == first
+        assert {file: file.read_text() for file in kept} == kept
+        assert make() == first and make.shown == [8]
+
+
+def test_what_is_not_finite_is_not_kept(make, params):
+    spoilt = jax.tree.map(lambda x: x.at[..., 0].set(np.nan), params)
+    with pytest.raises(FloatingPointError, match="logits after prompt . are not finite"):
+        make(params=spoilt)
+    assert not list(make.folder.glob("part-*"))
 
 
 def test_a_file_is_there_whole_or_not_at_all(make, monkeypatch):
@@ -78,7 +98,7 @@ def test_a_file_is_there_whole_or_not_at_all(make, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("pathlib.Path.rename", full)
+        patched.setattr("pathlib.Path.replace", full)
         with pytest.raises(OSError, match="No space"):
             make()
     assert not list(make.folder.glob("part-*"))

@@ -232,7 +232,7 @@ def test_the_earlier_name_of_a_kind_is_read(tmp_path):
     assert load_decision(tmp_path).network == network
 
 
-def test_a_write_that_fails_leaves_what_was_there_or_nothing(kept, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_what_was_there_or_what_is_new(kept, tmp_path, monkeypatch):
     decision, folder = kept
     copy = shutil.copytree(folder, tmp_path / "copy")
 
@@ -245,8 +245,16 @@ def test_a_write_that_fails_leaves_what_was_there_or_nothing(kept, tmp_path, mon
     jax.tree.map(np.testing.assert_array_equal, load_decision(copy).params, decision.params)
     monkeypatch.undo()
     monkeypatch.setattr("jspec.formats.decision.write_json", full)
+    new = replace(decision, threshold=0.75, temperatures=(0.5,))
     with pytest.raises(OSError, match="no room"):
-        save_decision(copy, decision)
+        save_decision(copy, new)
+    # Its weights describe themselves.
+    assert [file.name for file in copy.iterdir() if ABOUT in file.name] == []
+    found = load_decision(copy)
+    assert (found.threshold, found.temperatures) == (0.75, (0.5,))
+    jax.tree.map(np.testing.assert_array_equal, found.params, new.params)
+    weights = load_file(copy / WEIGHTS)
+    save_file(weights, copy / WEIGHTS)
     with pytest.raises(FileNotFoundError, match=f"has no {ABOUT}"):
         load_decision(copy)
 

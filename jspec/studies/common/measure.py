@@ -1,28 +1,31 @@
-"""What studies measure with: their texts, decoding, and timing in turns."""
+"""What studies measure with: training, held-out texts, decoding, and timing in turns."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jspec.bench.suite import Method, Program, Workload, workload
 from jspec.bench.timing import MethodResult, Runner, interleave, summarise
 from jspec.core.prompts import pad_prompts
 from jspec.core.sampling import SamplingParams
 from jspec.decode import GenerationOutput, autoregress, generate
-from jspec.draft.draft import Draft
+from jspec.draft.draft import Draft, load_draft
 from jspec.draft.protocol import Drafter
+from jspec.formats.folder import read_json, write_json
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Params
-from jspec.studies.common.recipe import COUPLED, TrainingStudy
-from jspec.studies.common.records import Measure, Record
+from jspec.studies.common.recipe import COUPLED, DecodingStudy, Study
+from jspec.studies.common.records import Measure, Record, Records
 from jspec.training.data import Document
 from jspec.training.generated_data import sample_prompts
+from jspec.training.loading import load_student
 from jspec.training.loop import progress
 from jspec.training.recipe import Distillation, TeacherData
-from jspec.training.run import TEACHER_DATA, TrainSetup, generate_teacher_data
+from jspec.training.run import TEACHER_DATA, TrainSetup, generate_teacher_data, run_distillation
 from jspec.training.text_data import Texts
 
 DOMAINS = IN_DOMAIN, OUT_OF_DOMAIN = "in domain", "out of domain"
@@ -55,35 +58,31 @@ class Material(NamedTuple):
             return ()
         return generate_teacher_data(training, folder / TEACHER_DATA, self.setup, self.texts)
 
+    def student(self, run: Distillation, mesh: Mesh | None) -> Draft:
+        """The draft that a run starts from."""
+        target = self.setup.target
+        return load_draft(load_student(run, target, mesh), target)
 
-def evaluation_prompts(
-    texts: Texts, count: int, *, length: int, max_new_tokens: int, context: int
-) -> list[list[int]]:
-    """Prompts of one length, the same in every run; raises `ValueError` if the texts have none as
-    long, or fewer."""
-    wanted = TeacherData(count=count, prompt_length=length, max_new_tokens=max_new_tokens)
-    # Those of conversations have lengths of their own; an answer depends on their ends.
-    found = [row[-length:] for row in sample_prompts(texts, wanted, context=context, seed=SEED)]
-    shortest = min(map(len, found))
-    if shortest < length:
-        raise ValueError(f"prompt_length={length}: a prompt has {shortest} tokens: ask for fewer")
-    if texts.prompt_lengths.any():
-        available = int((texts.prompt_lengths >= length).sum())
-    else:
-        available = int((texts.lengths - length + 1).clip(0).sum())
-    if count > available:
-        raise ValueError(
-            f"prompts={count}: the held-out texts hold {available} prompts of {length} tokens: "
-            "ask for fewer"
-        )
-    return [row.tolist() for row in found]
+    def train(
+        self, run: Distillation, setup: TrainSetup | None = None, **more: Any
+    ) -> Draft | None:
+        """The student of a setup once it is trained, from where its run stopped; None if the
+        machine is taken away before. Takes what `run_distillation` takes."""
+        setup = setup or self.setup
+        drop_programs()
+        done = run_distillation(run, setup, self.texts, self.held_out, **more)
+        return setup.student.with_params(done.params) if done.step == run.steps else None
 
 
 class Evaluation:
-    """The same held-out prompts of each domain, and the same keys, for all drafts of a study."""
+    """The same held-out prompts of each domain, and the same keys, for all drafts of a study.
+
+    `rows` are prompts of one length by domain, the same in every run. Raises `ValueError` if the
+    texts have none as long, or fewer.
+    """
 
     def __init__(
-        self, recipe: TrainingStudy, target: Checkpoint, domains: Mapping[str, Texts]
+        self, recipe: DecodingStudy, target: Checkpoint, domains: Mapping[str, Texts]
     ) -> None:
         self.recipe, self.target, self._texts = recipe, target, domains
         self.keys = jax.random.split(jax.random.key(SEED), recipe.prompts)
@@ -97,46 +96,61 @@ class Evaluation:
         }
 
     def decode(
-        self, domain: str, temperature: float, drafter: Drafter, draft: Params, rule: str = COUPLED
+        self,
+        domain: str,
+        temperature: float,
+        drafter: Drafter | None = None,
+        draft: Params = (),
+        rule: str = COUPLED,
     ) -> GenerationOutput:
-        """Speculative decoding of a domain's prompts."""
-        return generate(
-            self.target.params, draft, *self._given(domain, temperature),
-            target=self.target.model, drafter=drafter, rule=rule,
-            max_new_tokens=self.recipe.max_new_tokens,
-        )  # fmt: skip
+        """Speculative decoding of a domain's prompts; plain decoding without a drafter."""
+        sampling = SamplingParams.create(len(self.keys), temperature=temperature)
+        given = self._prompts[domain], self.keys, sampling
+        how = {"target": self.target.model, "max_new_tokens": self.recipe.max_new_tokens}
+        if drafter is None:
+            return autoregress(self.target.params, *given, **how)
+        return generate(self.target.params, draft, *given, drafter=drafter, rule=rule, **how)
 
-    def plain(self, domain: str, temperature: float) -> GenerationOutput:
-        """Plain decoding of a domain's prompts."""
-        return autoregress(
-            self.target.params, *self._given(domain, temperature),
-            target=self.target.model, max_new_tokens=self.recipe.max_new_tokens,
-        )  # fmt: skip
-
-    def timed_work(self) -> Workload:
-        """Prompts to time on, one at a time."""
-        rows, tokens = self._rows(IN_DOMAIN, self.recipe.timed_prompts), self.recipe.max_new_tokens
-        return workload(rows, batch=1, tokens=tokens, context=self._context, seed=SEED)
+    def work(self, prompts: int, batch: int = 1) -> Workload:
+        """Prompts to time on, `batch` of them at a time."""
+        rows, tokens = self._rows(IN_DOMAIN, prompts), self.recipe.max_new_tokens
+        return workload(rows, batch=batch, tokens=tokens, context=self._context, seed=SEED)
 
     def _rows(self, domain: str, count: int) -> list[list[int]]:
-        return evaluation_prompts(
-            self._texts[domain], count, length=self.recipe.prompt_length,
-            max_new_tokens=self.recipe.max_new_tokens, context=self._context,
-        )  # fmt: skip
+        texts, length = self._texts[domain], self.recipe.prompt_length
+        wanted = TeacherData(
+            count=count, prompt_length=length, max_new_tokens=self.recipe.max_new_tokens
+        )
+        # Those of conversations have lengths of their own; an answer depends on their ends.
+        prompts = sample_prompts(texts, wanted, context=self._context, seed=SEED)
+        found = [row[-length:].tolist() for row in prompts]
+        shortest = min(map(len, found))
+        if shortest < length:
+            raise ValueError(
+                f"prompt_length={length}: a prompt has {shortest} tokens: ask for fewer"
+            )
+        if texts.prompt_lengths.any():
+            available = int((texts.prompt_lengths >= length).sum())
+        else:
+            available = int((texts.lengths - length + 1).clip(0).sum())
+        if count > available:
+            raise ValueError(
+                f"prompts={count}: the held-out texts hold {available} prompts of {length} tokens: "
+                "ask for fewer"
+            )
+        return found
 
-    def _given(self, domain: str, temperature: float) -> tuple:
-        sampling = SamplingParams.create(len(self.keys), temperature=temperature)
-        return self._prompts[domain], self.keys, sampling
 
-
-def acceptance(generation: GenerationOutput, record: Callable[..., Record]) -> Iterator[Record]:
+def acceptance(generation: GenerationOutput, **place: Any) -> Iterator[Record]:
     """The acceptance length, and the share of rounds that accepted a draft token at each position,
     below the first of which drafts read what they drafted."""
-    yield record(measure=Measure.ACCEPTANCE_LENGTH, value=generation.acceptance_length)
+    length = generation.acceptance_length
+    yield Record(measure=Measure.ACCEPTANCE_LENGTH, value=length, **place)
     accepted = np.asarray(generation.accepted_by_position).sum(axis=0)
     for position, count in enumerate(accepted[1:], start=1):
         share = float(count / np.asarray(generation.num_rounds).sum())
-        yield record(measure=Measure.ACCEPTED_BY_POSITION, position=position, value=share)
+        at = {"measure": Measure.ACCEPTED_BY_POSITION, "position": position}
+        yield Record(value=share, **at, **place)
 
 
 def compile_programs(
@@ -152,32 +166,27 @@ def compile_programs(
 
 
 def time_in_turns(
-    runners: Sequence[Runner],
-    work: Workload,
-    temperatures: Sequence[float],
-    repetitions: int,
-    *,
-    name: str = "timing",
-    left_out: Sequence[str] = (),
+    runners: Sequence[Runner], work: Workload, recipe: DecodingStudy, *, name: str = "timing"
 ) -> list[MethodResult]:
-    """Medians of all runners, interleaved, plain decoding among them, but for those `left_out`."""
-    batches = len(work.batches)
-    total = repetitions * len(temperatures) * batches
+    """Medians of all runners, interleaved, plain decoding among them; of those without text there
+    is no result."""
+    batches, temperatures = len(work.batches), recipe.temperatures
+    total = recipe.repetitions * len(temperatures) * batches
     with progress(name, total) as show:
         done = iter(range(total))
         samples = interleave(
             runners,
             batches=batches,
             temperatures=temperatures,
-            repetitions=repetitions,
+            repetitions=recipe.repetitions,
             tick=lambda said: show(next(done), said),
         )
-    return summarise([one for one in samples if one.method not in left_out], coupled=())
+    return summarise([one for one in samples if one.run.tokens.size], coupled=())
 
 
-def timings(row: MethodResult, *measures: str) -> Iterator[tuple[str, float]]:
+def timings(row: MethodResult, *measures: Measure) -> dict[Measure, float]:
     """Those measures of a row that it has; all of them where none is named."""
-    found: dict[str, float | None] = {
+    found = {
         Measure.TOKENS_PER_SECOND: row.tokens_per_second,
         Measure.TOKENS_PER_SECOND_SPREAD: (row.fastest - row.slowest) / 2,
         Measure.SPEEDUP: row.speedup,
@@ -185,9 +194,44 @@ def timings(row: MethodResult, *measures: str) -> Iterator[tuple[str, float]]:
         Measure.ACCEPTANCE_RATE: row.acceptance_rate,
         Measure.ACCEPTANCE_RATE_DRAFTED: row.acceptance_rate_drafted,
     }
-    for measure in measures or found:
-        if (value := found[measure]) is not None:
-            yield measure, value
+    return {one: value for one in measures or found if (value := found[one]) is not None}
+
+
+class RecordStore:
+    """The records of a study on disk: what is there is not measured again.
+
+    Raises `ValueError` if the folder holds a study whose recipe is another.
+    """
+
+    def __init__(self, recipe: Study) -> None:
+        recipe.claim_folder()
+        self._folder = recipe.folder / "records"
+        self._found: list[Record] = []
+
+    def once(
+        self, name: str, measure: Callable[..., Iterable[Record]], *given: Any
+    ) -> list[Record]:
+        """The records under that name, measured now if there are none."""
+        file = self._folder / f"{name}.json"
+        if not file.is_file():
+            drop_programs()
+            found = [one.record() for one in measure(*given)]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, {"records": found})
+        try:
+            read = [Record(**one) for one in read_json(file)["records"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} does not hold a study's records ({error!r}): delete it, and they are "
+                "measured again"
+            ) from error
+        self._found += read
+        return read
+
+    @property
+    def records(self) -> Records:
+        """All that was asked for so far."""
+        return Records(self._found)
 
 
 def drop_programs() -> None:

@@ -3,19 +3,19 @@
 A record is a row of one wide table, so that the records of two studies can be joined.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
 
-from jspec.formats.folder import claim, read_json, write_json
-from jspec.studies.common.recipe import Study
-
 CONFIDENCE = 0.95
+
+# Fields of records with their values, and places by what they are called.
+Where = Mapping[str, Any]
+Places = Mapping[Any, Where]
 
 
 class Measure(StrEnum):
@@ -91,11 +91,25 @@ class Record:
         return {name: value for name, value in asdict(self).items() if value not in (None, "")}
 
 
+def records_of(values: Mapping[Measure, float], **place: Any) -> Iterator[Record]:
+    """A record of each of the values, all measured of one place."""
+    for measure, value in values.items():
+        yield Record(measure=measure, value=value, **place)
+
+
 class Mean(NamedTuple):
-    """A mean and half of its interval's width, which is None for a single number."""
+    """A mean and half of its interval's width, which is None for a single number.
+
+    >>> f"{Mean(0.15, 0.052):+.2f}"
+    '+0.15 ± 0.05'
+    """
 
     value: float
     half: float | None
+
+    def __format__(self, form: str) -> str:
+        interval = "" if self.half is None else f" ± {self.half:{form.lstrip('+')}}"
+        return f"{self.value:{form}}{interval}"
 
     @property
     def sign(self) -> int:
@@ -113,8 +127,7 @@ def mean(values: Iterable[float]) -> Mean:
     return Mean(float(found.mean()), float(error * quantile))
 
 
-@dataclass(frozen=True)
-class PairedDifference:
+class PairedDifference(NamedTuple):
     """A measure of `one` minus that of the `other`, seed by seed."""
 
     measure: Measure
@@ -126,9 +139,9 @@ class PairedDifference:
     difference: Mean
 
     @property
-    def sign(self) -> int:
-        """That of the difference."""
-        return self.difference.sign
+    def cell(self) -> tuple[str, float, str]:
+        """Domain, temperature and tree."""
+        return self.domain, self.temperature, self.tree
 
 
 class Records:
@@ -171,12 +184,24 @@ class Records:
         """That mean alone."""
         return self.mean(measure, **where).value
 
-    def difference(
-        self, measure: Measure, one: Mapping[str, Any], other: Mapping[str, Any], **where: Any
-    ) -> Mean:
+    def means(
+        self, rows: Places, columns: Places, *, over: Where | None = None, **where: Any
+    ) -> dict[str, list[Mean]]:
+        """Means by the fields of rows and columns, which stand under what they are called; each
+        over another place, seed by seed, where one is given."""
+
+        def cell(row: Where, column: Where) -> Mean:
+            here = {**column, **where}
+            return self.mean(**row, **here) if over is None else self.difference(row, over, **here)
+
+        return {
+            name: [cell(row, column) for column in columns.values()] for name, row in rows.items()
+        }
+
+    def difference(self, one: Where, other: Where, **where: Any) -> Mean:
         """Of two places that differ in some fields, seed by seed; one that has a single seed stands
         against every seed of the other."""
-        ours, theirs = (self.by_seed(measure, **place, **where) for place in (one, other))
+        ours, theirs = (self.by_seed(**place, **where) for place in (one, other))
         seeds = ours if len(ours) >= len(theirs) else theirs
         return mean(_of(ours, seed) - _of(theirs, seed) for seed in seeds)
 
@@ -184,49 +209,9 @@ class Records:
         self, measure: Measure, one: str, other: str, *, field: str = "draft", **where: Any
     ) -> PairedDifference:
         """Of two values of a field, all else equal."""
-        found = self.difference(measure, {field: one}, {field: other}, **where)
+        found = self.difference({field: one}, {field: other}, measure=measure, **where)
         place = where["domain"], where["temperature"], where.get("tree", "")
         return PairedDifference(measure, one, other, *place, found)
-
-
-class RecordStore:
-    """The records of a study on disk: what is there is not measured again.
-
-    Raises `ValueError` if the folder holds a study whose recipe is another.
-    """
-
-    def __init__(self, recipe: Study) -> None:
-        record = recipe.record()
-        claim(recipe.folder / "study.json", record, fixed=record, what="study")
-        self._folder = recipe.folder / "records"
-        self._found: list[Record] = []
-
-    def once(self, name: str, measure: Callable[[], Iterable[Record]]) -> list[Record]:
-        """The records under that name, measured now if there are none."""
-        file = self._folder / f"{name}.json"
-        if not file.is_file():
-            found = list(measure())
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, {"records": [one.record() for one in found]})
-        else:
-            found = _read(file)
-        self._found += found
-        return found
-
-    @property
-    def records(self) -> Records:
-        """All that was asked for so far."""
-        return Records(self._found)
-
-
-def _read(file: Path) -> list[Record]:
-    try:
-        return [Record(**one) for one in read_json(file)["records"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} does not hold a study's records ({error!r}): delete it, and they are measured "
-            "again"
-        ) from error
 
 
 def _of(values: Mapping[int, float], seed: int) -> float:

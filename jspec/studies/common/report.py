@@ -1,51 +1,79 @@
 """What a study found, for people in `report.md` and for programs in `results.json`."""
 
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from jspec.bench.plots import Figure
+from jspec.bench.plots import Figure, draw
 from jspec.bench.timing import machine
 from jspec.formats.folder import write_json, write_text
 from jspec.studies.common.recipe import Study
-from jspec.studies.common.records import Mean, Records
+from jspec.studies.common.records import Places, Records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Recipe = TypeVar("Recipe", bound=Study)
+Found = TypeVar("Found", bound=Records | Sequence[Any])
 
 
-def publish(
-    recipe: Study,
-    *,
-    title: str,
-    setting: str,
-    findings: Sequence[str],
-    sections: Iterable[str],
-    computed: Mapping[str, Any],
-    records: Records | None = None,
-    figures: Sequence[Figure] = (),
-) -> list[str]:
-    """Writes both below `output/name`, with the definitions of all measures; the findings.
+class Report(Generic[Recipe, Found]):
+    """What a person reads of a study: each kind of report says what it is called, what was done,
+    and what was found, in sentences, tables and figures.
 
-    Args:
-      setting: what was done, in prose; the machine is added.
-      findings: in sentences; sections: further lines of the report, headings included.
-      computed: what the findings were computed from, for programs.
+    Attributes:
+      found: what was measured.
     """
-    about = machine()
-    found = () if records is None else records.all
-    measures = {one.value: one.definition for one in sorted({x.measure for x in found})}
-    results = {"study": recipe.record(), "setting": about, "findings": findings, **computed}
-    if found:
-        results |= {"measures": measures, "records": [one.record() for one in found]}
-    write_json(recipe.folder / "results.json", for_json(results))
-    here = f"Machine: {about['device']}, {about['cores']} cores, jax {about['jax']}."
-    lines = [f"# {title}\n", f"{setting} {here}", "\n## What was found\n"]
-    lines += [f"- {line}" for line in findings]
-    lines += [f"\n![{figure.title}]({figure.file})" for figure in figures]
-    lines += sections
-    if measures:
-        lines += ["\n## Measures\n", *(f"- `{name}`: {text}." for name, text in measures.items())]
-    write_text(recipe.folder / "report.md", "\n".join(lines) + "\n")
-    return list(findings)
+
+    title: ClassVar[str]
+
+    def __init__(self, recipe: Recipe, found: Found) -> None:
+        self.recipe, self.found = recipe, found
+
+    def answers(self) -> Iterable[str]:
+        """The study's questions, each answered in a line or two by the numbers."""
+        raise NotImplementedError
+
+    def _setting(self) -> str:
+        """What was done, in prose; the machine is added."""
+        raise NotImplementedError
+
+    def _sections(self) -> Iterable[tuple[str, Iterable[str]]]:
+        """Headings, each with the lines below it."""
+        raise NotImplementedError
+
+    def _computed(self) -> Mapping[str, Any]:
+        """What the answers were computed from, for programs."""
+        raise NotImplementedError
+
+    def _figures(self) -> Iterable[Figure]:
+        return ()
+
+    @classmethod
+    def write(cls, recipe: Recipe, found: Found) -> list[str]:
+        """Writes report, numbers and figures below `output/name`, with the definitions of all
+        measures; the answers."""
+        self, about, folder = cls(recipe, found), machine(), recipe.folder
+        said = list(self.answers())
+        results = {"study": recipe.record(), "setting": about, "findings": said, **self._computed()}
+        measures = {}
+        if isinstance(found, Records):
+            for one in sorted({one.measure for one in found.all}):
+                measures[one.value] = one.definition
+            results |= {"measures": measures, "records": [one.record() for one in found.all]}
+        write_json(folder / "results.json", for_json(results))
+        here = f"Machine: {about['device']}, {about['cores']} cores, jax {about['jax']}."
+        lines = [f"# {self.title}\n", f"{self._setting()} {here}", "\n## What was found\n"]
+        lines += [f"- {line}" for line in said]
+        lines += [f"\n![{one.title}]({one.file})" for one in draw(self._figures(), folder)]
+        for heading, below in self._sections():
+            lines += [f"\n## {heading}\n", *below]
+        if measures:
+            lines += ["\n## Measures\n", *(f"- `{one}`: {measures[one]}." for one in measures)]
+        write_text(folder / "report.md", "\n".join(lines) + "\n")
+        return said
 
 
 def for_json(found: Any) -> Any:
@@ -69,37 +97,32 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def listing(columns: Mapping[str, Callable[[Any], str]], entries: Iterable[Any]) -> Iterator[str]:
-    """A table with a row for every entry."""
-    yield from table(
-        list(columns), ([cell(entry) for cell in columns.values()] for entry in entries)
-    )
+def listing(head: str, form: str, entries: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A table with a row for every entry, in a form such as `{draft} | {speedup:.2f}`, whose fields
+    are empty where the entry has None."""
+    rows = (_Cells().vformat(form, (), entry).split(" | ") for entry in entries)
+    yield from table(head.split(" | "), rows)
 
 
-def grid(
-    rows: Mapping[str, Any], columns: Mapping[str, Any], cell: Callable[[Any, Any], str]
-) -> Iterator[str]:
-    """A table of `cell(row, column)`; rows and columns stand under what they are called."""
-    lines = (
-        [name, *(cell(row, column) for column in columns.values())] for name, row in rows.items()
-    )
-    yield from table(["", *columns], lines)
+class _Cells(string.Formatter):
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "" if value is None else super().format_field(value, format_spec)
 
 
-def by_temperature(temperatures: Iterable[float]) -> dict[str, float]:
-    """Columns for `grid`."""
-    return {f"T={one:g}": one for one in temperatures}
+def grid(records: Records, rows: Places, columns: Places, form: str, **where: Any) -> Iterator[str]:
+    """A table of what `Records.means` finds, each written in a form such as `.2f`."""
+    means = records.means(rows, columns, **where)
+    cells = ([name, *(format(one, form) for one in row)] for name, row in means.items())
+    yield from table(["", *columns], cells)
 
 
-def spread(mean: Mean | None, digits: int = 3) -> str:
-    """A mean with half of its interval, or nothing."""
-    return "" if mean is None else f"{mean.value:.{digits}f}{_half(mean, digits)}"
+def panels(
+    file: str, title: str, each: Sequence[Any], paint: Callable[["Axes", Any], None]
+) -> Figure:
+    """A figure with a panel for each of some things."""
 
+    def paint_all(axes: Sequence["Axes"]) -> None:
+        for panel, one in zip(axes, each, strict=True):
+            paint(panel, one)
 
-def signed(mean: Mean | None, digits: int = 4) -> str:
-    """A difference with half of its interval, or nothing."""
-    return "" if mean is None else f"{mean.value:+.{digits}f}{_half(mean, digits)}"
-
-
-def _half(mean: Mean, digits: int) -> str:
-    return "" if mean.half is None else f" ± {mean.half:.{digits}f}"
+    return Figure(file, title, paint_all, len(each))

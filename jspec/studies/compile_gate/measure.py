@@ -1,19 +1,18 @@
 """The gate before a launch: all of its programs, compiled from shapes."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jspec.formats.folder import claim, read_json, write_json
+from jspec.formats.folder import read_json, write_json
 from jspec.models.heads import Head
 from jspec.models.transformer import TransformerModel, transformer
 from jspec.parallel.sharding import check, divides, read_sizes
-from jspec.plan.gate import ProgramCheck, check_launch
+from jspec.plan.gate import check_launch
 from jspec.plan.hardware import devices_of, mesh_on, slice_of
 from jspec.plan.shapes import SHAPES
 from jspec.plan.sources import TextLengths
@@ -24,47 +23,32 @@ FindDraft = Callable[[str, TransformerModel], TransformerModel | Head]
 """Makes the draft of a name for a target's shape."""
 
 
-class Compiled(NamedTuple):
-    """A launch at the gate: its programs as far as they compiled, what XLA refused, and the
-    `versions` and the date of what compiled them."""
-
-    launch: Launch
-    programs: tuple[ProgramCheck, ...]
-    refused: str
-    versions: str
-    date: str
-
-    @property
-    def passed(self) -> bool:
-        """Whether all is as it should be."""
-        return not self.refused and not any(one.problem for one in self.programs)
+# A launch at the gate: the fields of `Launch`, whether it `passed`, its `programs` as far as they
+# compiled, what XLA `refused`, and the `versions` and the `date` of what compiled them.
+Compiled = dict[str, Any]
 
 
 def measure(
     recipe: CompileGateStudy, find_draft: FindDraft, *, mesh: Mesh | None = None, note: Note
 ) -> list[Compiled]:
-    """Takes every launch through the gate; what is done is kept below `output/name`.
-
-    `mesh` is not used: each launch has its own.
-    """
+    """Takes every launch through the gate. `mesh` is not used: each launch has its own."""
     del mesh
-    claim(recipe.folder / "study.json", recipe.record(), fixed=recipe.record(), what="study")
+    recipe.claim_folder()
     found, launches = [], recipe.read_launches()
     for number, launch in enumerate(launches, start=1):
         name = launch.name.replace("/", " ").replace(":", "_")
         file = recipe.folder / "launches" / f"{name}.json"
         if not file.is_file():
             note(f"{number} of {len(launches)}: {launch.name}")
-            target = transformer(SHAPES[launch.target])
-            one = _through(recipe, launch, target, find_draft(launch.draft, target), note)
+            compiled = _through(recipe, launch, find_draft, note)
             file.parent.mkdir(parents=True, exist_ok=True)
-            programs = [asdict(program) for program in one.programs]
-            write_json(file, {**one._asdict(), "launch": launch.name, "programs": programs})
+            write_json(file, {"launch": launch.name, **compiled})
             # Launches share no program, and what one leaves in memory adds up to gigabytes.
             jax.clear_caches()
         kept = read_json(file)
-        programs = tuple(ProgramCheck(**program) for program in kept["programs"])
-        found.append(Compiled(**{**kept, "launch": launch, "programs": programs}))
+        del kept["launch"]
+        passed = not kept["refused"] and not any(one["problem"] for one in kept["programs"])
+        found.append({**launch._asdict(), "passed": passed, **kept})
     return found
 
 
@@ -78,34 +62,28 @@ def compilers() -> str:
 
 
 def _through(
-    recipe: CompileGateStudy,
-    launch: Launch,
-    target: TransformerModel,
-    part: TransformerModel | Head,
-    note: Note,
-) -> Compiled:
-    sizes = read_sizes(launch.mesh)
-    found = slice_of(launch.hardware)
+    recipe: CompileGateStudy, launch: Launch, find_draft: FindDraft, note: Note
+) -> dict[str, Any]:
+    target = transformer(SHAPES[launch.target])
+    part, found = find_draft(launch.draft, target), slice_of(launch.hardware)
     assert found is not None  # the recipe refuses other names
-    chip, _ = found
-    mesh = mesh_on(devices_of(launch.hardware), sizes)
+    mesh = mesh_on(devices_of(launch.hardware), read_sizes(launch.mesh))
     check(mesh, target.config)
     # Texts are cut over `data` alone: where `fsdp` cuts them too, every round gathers the weights.
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    programs: list[ProgramCheck] = []
-    made = compilers(), datetime.now(UTC).date().isoformat()
+    programs, refused = [], ""
+    made = {"versions": compilers(), "date": datetime.now(UTC).date().isoformat()}
     try:
         for one in check_launch(
-            target, part, mesh, chip, TextLengths(recipe.prompt_length, recipe.max_new_tokens),
+            target, part, mesh, found[0], TextLengths(recipe.prompt_length, recipe.max_new_tokens),
             batch=recipe.batch * data, training=(recipe.length, recipe.rows * data * fsdp),
             replicated=not divides(mesh.shape, part.config),
             tick=lambda _: None,
         ):  # fmt: skip
-            programs.append(one)
+            programs.append(one.record())
             note(f"  {one.program}: {one.problem or 'passes'} ({one.seconds:.0f} s)")
     except RuntimeError as error:
         # What XLA refuses, above all what does not fit.
         refused = " ".join(str(error).split())[:400]
         note(f"  refused: {refused}")
-        return Compiled(launch, tuple(programs), refused, *made)
-    return Compiled(launch, tuple(programs), "", *made)
+    return {"programs": programs, "refused": refused, **made}

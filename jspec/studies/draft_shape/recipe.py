@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from jspec.config import ModelConfig
 from jspec.plan.shapes import read_shape
-from jspec.studies.common.recipe import Study
-from jspec.training.recipe import Distillation, TeacherData, Text
+from jspec.studies.common.recipe import SHORT_TRAINING, DecodingStudy
+from jspec.training.recipe import Distillation, Text
 
 # One layer of 1.42 million parameters, and as many in more and narrower ones.
 ONE = "layers=1,width=224,heads=4,channels=56,feedforward=448"
@@ -15,29 +15,18 @@ DEEPER = (
     "layers=4,width=160,heads=4,channels=40,feedforward=184",
     "layers=8,width=128,heads=4,channels=32,feedforward=120",
 )
-ZOO = Distillation(
+ZOO = replace(
+    SHORT_TRAINING,
     name="draft_shape",
-    target="zoo:target",
+    draft="",
     model=ModelConfig(
         vocab_size=4096, hidden_size=224, intermediate_size=448, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=4, head_dim=56,
         max_position_embeddings=512, tie_word_embeddings=True,
     ),
     text=Text(weight=0.5),
-    teacher_data=TeacherData(weight=0.5, count=512, max_new_tokens=192, batch_size=16),
-    sequence_length=256,
-    chunk_size=128,
-    batch_size=8,
-    steps=240,
-    warmup_steps=20,
-    cooldown=0.8,
+    teacher_data=replace(SHORT_TRAINING.teacher_data, weight=0.5),
     evaluate_every=240,
-    save_every=120,
-    keep=1,
-    temperatures="1",
-    tree="chain:4",
-    prompts=4,
-    max_new_tokens=32,
 )  # fmt: skip
 
 # What a shape must give to have a name.
@@ -52,7 +41,7 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DraftShapeStudy(Study):
+class DraftShapeStudy(DecodingStudy):
     """Drafts of many shapes trained alike, as Decoding Speculative Decoding asks
     (arXiv 2402.01528).
 
@@ -63,7 +52,6 @@ class DraftShapeStudy(Study):
       wider: shapes of one layer; larger: of one proportion; designed: of one layer, whose attention
         is narrower or wider than the model, with as many parameters as `one`.
       depths, batches: of chains, and of texts that are decoded together.
-      prompts, prompt_length, max_new_tokens, repetitions: what is decoded, and how often.
       probes: depths of the chains from which costs are learned, none of `depths`.
     """
 
@@ -88,14 +76,11 @@ class DraftShapeStudy(Study):
     depths: tuple[int, ...] = (2, 4, 6)
     batches: tuple[int, ...] = (1, 4)
     prompts: int = 8
-    prompt_length: int = 64
     max_new_tokens: int = 96
-    repetitions: int = 3
     probes: tuple[int, ...] = (1, 3, 7)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_counts("prompts", "prompt_length", "max_new_tokens", "repetitions")
         self._check_distinct("targets", "deeper", "depths", "batches", "probes")
         self._check_counts("depths", "batches", "probes")
         for batch in self.batches:
@@ -110,11 +95,6 @@ class DraftShapeStudy(Study):
             name_of(text)
         if self.training.draft or self.training.head is not None:
             raise ValueError("training.draft, training.head: drafts of all shapes start fresh")
-
-    @property
-    def mesh(self) -> str:
-        """As `Study.mesh`."""
-        return self.training.mesh
 
     def shapes(self, target: str, config: ModelConfig) -> list[Shape]:
         """What a target of that configuration trains."""

@@ -8,34 +8,23 @@ import jax
 from jspec.config import ModelConfig
 from jspec.core.tree import DynamicTree, Tree
 from jspec.core.tree_text import read_tree
-from jspec.studies.common.recipe import TrainingStudy
-from jspec.training.recipe import Distillation, FeatureHead, TeacherData, Text
+from jspec.studies.common.recipe import SHORT_TRAINING, TrainingStudy
+from jspec.training.recipe import Distillation, FeatureHead, Text
 from jspec.training.student import make_head
 
-ZOO = Distillation(
+ZOO = replace(
+    SHORT_TRAINING,
     name="feature_draft",
-    target="zoo:target",
+    draft="",
     head=FeatureHead(intermediate_size=192, num_attention_heads=4, num_key_value_heads=4),
     text=Text(weight=0.4),
-    teacher_data=TeacherData(weight=0.6, count=512, max_new_tokens=192, batch_size=16),
-    sequence_length=256,
-    chunk_size=128,
+    teacher_data=replace(SHORT_TRAINING.teacher_data, weight=0.6),
     batch_size=4,
-    steps=240,
     learning_rate=2e-3,
-    warmup_steps=20,
-    cooldown=0.8,
-    save_every=120,
-    keep=1,
-    temperatures="1",
-    tree="chain:4",
-    prompts=4,
-    max_new_tokens=32,
 )
 
 # Heads of FSPAD's ablation, and EAGLE's with as many parameters as FSPAD's has.
 EAGLE, FSPAD, WIDE = "eagle", "fspad", "eagle_wide"
-PARTS = "sampling_alone", "alignment_alone", WIDE
 KINDS = (EAGLE, "sampling_alone", "alignment_alone", FSPAD, WIDE)
 
 
@@ -60,12 +49,8 @@ class FeatureDraftStudy(TrainingStudy):
     dynamic_tree: str = "dynamic:4x4x12"
     drafts: tuple[str, ...] = ("zoo:wide", "zoo:distilled")
     draft_trees: tuple[str, ...] = (
-        "chain:3",
-        "chain:7",
-        "chain:11",
-        "comb:4x3x2x2",
-        "dynamic:4x4x12",
-    )
+        "chain:3", "chain:7", "chain:11", "comb:4x3x2x2", "dynamic:4x4x12"
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,25 +110,18 @@ class FeatureDraftStudy(TrainingStudy):
 
 
 def head_for(kind: str, like: FeatureHead, target: ModelConfig) -> FeatureHead:
-    """The head of one of `KINDS`, with the sizes and the losses of `like`."""
-    if kind == WIDE:
-        return widened(replace(like, kind=EAGLE), replace(like, kind=FSPAD), target)
-    return replace(like, kind=kind)
+    """The head of one of `KINDS`, with the sizes and the losses of `like`; the wide one has a
+    feed-forward of the width, to the nearest, that gives it as many parameters as FSPAD's has."""
+    if kind != WIDE:
+        return replace(like, kind=kind)
+    width = like.intermediate_size or target.intermediate_size
 
+    def size(kind: str, width: int) -> int:
+        return num_parameters(replace(like, kind=kind, intermediate_size=width), target)
 
-def widened(head: FeatureHead, like: FeatureHead, target: ModelConfig) -> FeatureHead:
-    """`head` with a feed-forward of the width, to the nearest, that gives it as many parameters as
-    `like` has."""
-    width = head.intermediate_size or target.intermediate_size
-    ours, more, wanted = (
-        num_parameters(one, target)
-        for one in (
-            head,
-            replace(head, intermediate_size=width + 1),
-            replace(like, intermediate_size=width),
-        )
-    )
-    return replace(head, intermediate_size=width + round((wanted - ours) / (more - ours)))
+    eagle, wider, fspad = size(EAGLE, width), size(EAGLE, width + 1), size(FSPAD, width)
+    more = round((fspad - eagle) / (wider - eagle))
+    return replace(like, kind=EAGLE, intermediate_size=width + more)
 
 
 def num_parameters(head: FeatureHead, target: ModelConfig) -> int:

@@ -1,9 +1,8 @@
 """What is measured of methods with many candidates: time, acceptance, and drift."""
 
-import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -11,7 +10,7 @@ from jax.sharding import Mesh
 from jspec import verify
 from jspec.bench.agreement import divergence
 from jspec.bench.distribution import Bias, bias, cross_entropy
-from jspec.bench.suite import Method, Program, Workload, drafted
+from jspec.bench.suite import Method, Program, Workload, drafted, plain_program
 from jspec.bench.timing import PLAIN
 from jspec.config import ModelConfig
 from jspec.core.tree_text import read_tree, write_tree
@@ -21,27 +20,28 @@ from jspec.draft.small_model import SmallModelDrafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.transformer import transformer
 from jspec.studies.common.measure import (
+    RecordStore,
     compile_programs,
     drop_programs,
     time_in_turns,
     timings,
 )
-from jspec.studies.common.recipe import LOSSY
-from jspec.studies.common.records import Measure, Record, Records, RecordStore
-from jspec.studies.multi_candidate.recipe import Decoding, MultiCandidateStudy
-from jspec.studies.multi_candidate.target_started import (
+from jspec.studies.common.recipe import COUPLED, LOSSY
+from jspec.studies.common.records import Measure, Record, Records, records_of
+from jspec.studies.multi_candidate.lossy import (
     LOSS,
     TargetStartedParams,
     below_roots,
     target_started,
 )
+from jspec.studies.multi_candidate.recipe import Decoding, MultiCandidateStudy
 from jspec.training.checkpoints import Note
 from jspec.training.loop import progress
 from jspec.tuning.automatic import find_fastest
 
 # Groups of records beside those of the recipe.
 HEADLINE, FASTEST, DRIFT = "headline", "fastest tree", "drift"
-EARLY = Decoding("coupled", "", "any").kind
+EARLY = Decoding(COUPLED, "", "any").kind
 # A model of few tokens, on which a distribution can be counted.
 FEW = ModelConfig(
     vocab_size=6, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
@@ -72,10 +72,7 @@ def measure(
     recipe: MultiCandidateStudy, pair: Pair, *, mesh: Mesh | None = None, note: Note
 ) -> Records:
     """Times every method beside plain decoding, group by group, then the best of every kind
-    together, and measures how far each drifts.
-
-    What is done is kept below `output/name`, and not done again. `mesh` is the pair's.
-    """
+    together, and measures how far each drifts. `mesh` is the pair's."""
     del mesh
     groups = recipe.groups()
     for method in (recipe.mcsd, *(one for group in groups.values() for one in group)):
@@ -87,23 +84,18 @@ def measure(
     note(LOSS)
     for name, methods in groups.items():
         note(f"{name}: {len(methods)} methods")
-        drop_programs()
-        store.once(name, functools.partial(timed, recipe, pair, name, methods))
+        store.once(name, timed, recipe, pair, name, methods)
     tried = store.records
     note("the fastest static trees")
-    drop_programs()
-    trees = store.once("fastest trees", functools.partial(_fastest, recipe, pair, note))
+    trees = store.once("fastest trees", _fastest, recipe, pair, note)
     note("the best of each kind, side by side")
     for one in trees:
         assert one.temperature is not None
         methods = headline(recipe, tried, one.temperature, one.tree)
         at = replace(recipe, temperatures=(one.temperature,))
-        drop_programs()
-        name = f"{HEADLINE} {one.temperature:g}"
-        store.once(name, functools.partial(timed, at, pair, HEADLINE, methods))
+        store.once(f"{HEADLINE} {one.temperature:g}", timed, at, pair, HEADLINE, methods)
     note("how far each drifts")
-    drop_programs()
-    store.once(DRIFT, functools.partial(_drifts, recipe, pair))
+    store.once(DRIFT, _drifts, recipe, pair)
     return store.records
 
 
@@ -122,9 +114,9 @@ def headline(
     _, early = best[EARLY]
     methods = [
         recipe.mcsd,
-        Decoding("coupled", recipe.baseline),
+        Decoding(COUPLED, recipe.baseline),
         *(method for _, method in best.values()),
-        Decoding("coupled", fastest),
+        Decoding(COUPLED, fastest),
         early._replace(bucketed=False),
         early._replace(stop=""),
     ]
@@ -138,20 +130,14 @@ def timed(
     named = {one.name: one for one in methods}
     made = [Method(PLAIN), *(made_of(pair, one) for one in named.values())]
     programs = compile_programs(made, pair.target, pair.work, f"compiling {group}")
-    rows = time_in_turns(
-        programs, pair.work, recipe.temperatures, recipe.repetitions, name=f"timing {group}"
-    )
-    for row in rows:
-        if row.method == PLAIN:
-            plain = {"draft": PLAIN, "method": PLAIN, "target": recipe.target}
-            here = functools.partial(Record, temperature=row.temperature, batch=1, **plain)
-        else:
-            here = _place(recipe, named[row.method], row.temperature)
-        for name, value in timings(row):
-            yield here(measure=name, value=value, group=group)
+    for row in time_in_turns(programs, pair.work, recipe, name=f"timing {group}"):
+        found, place = timings(row), {"draft": PLAIN, "method": PLAIN}
         if row.method != PLAIN:
-            nodes = read_tree(named[row.method].tree, pair.context).size
-            yield here(measure=Measure.MAX_DRAFT_TOKENS, value=nodes - 1, group=group)
+            place = _fields(recipe, named[row.method])
+            tree = read_tree(named[row.method].tree, pair.context)
+            found[Measure.MAX_DRAFT_TOKENS] = tree.size - 1
+        here = {"target": recipe.target, "temperature": row.temperature, "batch": 1}
+        yield from records_of(found, group=group, **{**here, **place})
 
 
 def made_of(pair: Pair, method: Decoding) -> Method:
@@ -165,12 +151,10 @@ def made_of(pair: Pair, method: Decoding) -> Method:
     return made
 
 
-def _place(recipe: MultiCandidateStudy, method: Decoding, temperature: float) -> functools.partial:
-    """A record of a method."""
-    return functools.partial(
-        Record, draft=recipe.draft, target=recipe.target, temperature=temperature, batch=1,
-        rule=method.rule, tree=method.tree, stop=method.stop, method=method.name,
-    )  # fmt: skip
+def _fields(recipe: MultiCandidateStudy, method: Decoding) -> dict[str, Any]:
+    """The fields of a record of a method that say which it is."""
+    named = {"rule": method.rule, "tree": method.tree, "stop": method.stop, "method": method.name}
+    return {"draft": recipe.draft, "target": recipe.target, "batch": 1, **named}
 
 
 def _fastest(recipe: MultiCandidateStudy, pair: Pair, note: Note) -> Iterator[Record]:
@@ -183,19 +167,20 @@ def _fastest(recipe: MultiCandidateStudy, pair: Pair, note: Note) -> Iterator[Re
         )  # fmt: skip
         # Greedy rounds sample no noise, so theirs are other costs.
         spent = choice.costs if temperature else None
-        here = _place(recipe, Decoding("coupled", write_tree(choice.tree)), temperature)
-        yield here(measure=Measure.SPEEDUP, value=choice.timed[choice.tree], group=FASTEST)
+        fields = _fields(recipe, Decoding(COUPLED, write_tree(choice.tree)))
+        found = {Measure.SPEEDUP: choice.timed[choice.tree]}
+        yield from records_of(found, temperature=temperature, group=FASTEST, **fields)
         drop_programs()
 
 
 def _drifts(recipe: MultiCandidateStudy, pair: Pair) -> Iterator[Record]:
     """How far the text drifts from the target's: of the published method by its width, and of
     exact ones beside it."""
-    stop = recipe.stops_under("coupled", recipe.thresholds)[0]
-    early = Decoding("coupled", recipe.deep, stop)
-    methods = [recipe.mcsd, Decoding("coupled", recipe.baseline), early, *recipe.published()]
+    stop = recipe.stops_under(COUPLED, recipe.thresholds)[0]
+    early = Decoding(COUPLED, recipe.deep, stop)
+    methods = [recipe.mcsd, Decoding(COUPLED, recipe.baseline), early, *recipe.published()]
     with progress(DRIFT, len(methods)) as show:
-        plain = Program(Method(PLAIN), pair.target.model, pair.target.params, pair.work)
+        plain = plain_program(pair.target, pair.work)
         for number, method in enumerate(methods):
             yield from _drift(recipe, pair, method, plain)
             show(number + 1, method.name)
@@ -204,17 +189,17 @@ def _drifts(recipe: MultiCandidateStudy, pair: Pair) -> Iterator[Record]:
 def _drift(
     recipe: MultiCandidateStudy, pair: Pair, method: Decoding, plain: Program
 ) -> Iterator[Record]:
-    made = made_of(pair, method)
-    program = Program(made, pair.target.model, pair.target.params, pair.work)
-    models, batches = (pair.target.model, pair.target.params), pair.work.batches
+    model, params = pair.target.model, pair.target.params
+    program, batches = Program(made_of(pair, method), model, params, pair.work), pair.work.batches
+    fields = {**_fields(recipe, method), "group": DRIFT}
     for temperature in recipe.temperatures:
-        here = functools.partial(_place(recipe, method, temperature), group=DRIFT)
         texts = [
             [one.write(number, temperature) for one in (program, plain)]
             for number in range(len(batches))
         ]
         nats = [
-            cross_entropy(*models, one, *both) for one, both in zip(batches, texts, strict=True)
+            cross_entropy(model, params, one, *both)
+            for one, both in zip(batches, texts, strict=True)
         ]
         found = {
             Measure.TEXT_CROSS_ENTROPY: [one.method for one in nats],
@@ -224,16 +209,17 @@ def _drift(
             apart = [divergence(theirs, ours) for ours, theirs in texts]
             found[Measure.IDENTICAL_TEXTS] = [one.equal for one in apart]
             found[Measure.SHARED_PREFIX] = [one.shared for one in apart]
-        for name, values in found.items():
-            yield here(measure=name, value=sum(values) / len(values))
+        means = {measure: sum(values) / len(values) for measure, values in found.items()}
+        yield from records_of(means, temperature=temperature, **fields)
     width = read_tree(method.tree, FEW.max_position_embeddings).width
     if not method.stop and width <= FEW.vocab_size:
         off = _bias(recipe, method)
-        here = functools.partial(
-            _place(recipe, method, HOT), draft=SMALL, target=SMALL, group=DRIFT
-        )
-        yield here(measure=Measure.TOTAL_VARIATION, value=off.variation)
-        yield here(measure=Measure.TOTAL_VARIATION_BY_CHANCE, value=off.by_chance)
+        counted = {
+            Measure.TOTAL_VARIATION: off.variation,
+            Measure.TOTAL_VARIATION_BY_CHANCE: off.by_chance,
+        }
+        fields |= {"draft": SMALL, "target": SMALL}
+        yield from records_of(counted, temperature=HOT, **fields)
 
 
 def _bias(recipe: MultiCandidateStudy, method: Decoding) -> Bias:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jspec.studies.common.recipe import LOSSY, Study
+from jspec.studies.common.recipe import LOSSY, DecodingStudy
 
 # Exact rules that follow a chain, and those that follow any tree.
 ON_CHAINS = "coupled", "token_level", "block"
@@ -41,7 +41,7 @@ class Decoding(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiCandidateStudy(Study):
+class MultiCandidateStudy(DecodingStudy):
     """Many candidates, as arXiv 2409.10644 has them and exact, with and without decisions to stop.
 
     Attributes:
@@ -53,7 +53,6 @@ class MultiCandidateStudy(Study):
       deep: the tree along which `stops` end drafting, each at every one of `thresholds`; at the
         last they end it along `wide` too, and under other rules.
       decision: a folder of `jspec decide`, or nothing.
-      prompts, prompt_length, max_new_tokens, repetitions: what is decoded, and how often.
       draws: texts of three tokens by which a distribution is measured, on a model of few tokens.
     """
 
@@ -74,15 +73,13 @@ class MultiCandidateStudy(Study):
     thresholds: tuple[float, ...] = (0.2, 0.5)
     decision: str = ""
     prompts: int = 2
-    prompt_length: int = 64
     max_new_tokens: int = 128
-    repetitions: int = 3
     draws: int = 20_000
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_counts("prompts", "prompt_length", "max_new_tokens", "repetitions", "draws")
+        self._check_counts("draws")
         self._check_distinct("depths", "widths", "trees", "static", "equal", "stops", "thresholds")
         if self.fork < 2:
             raise ValueError(

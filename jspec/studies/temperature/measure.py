@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,28 +12,30 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jspec import verify
-from jspec.bench.suite import Method, Program
+from jspec.bench.suite import Method, Program, plain_program
 from jspec.bench.timing import PLAIN
 from jspec.core.candidates import Candidates, Rule
 from jspec.core.sampling import SamplingParams
 from jspec.core.tree import Tree
 from jspec.core.tree_text import read_tree
+from jspec.draft.draft import Draft
+from jspec.draft.small_model import to_vocab_size
 from jspec.models.protocol import Model, Params
+from jspec.models.teacher_forcing import causal
 from jspec.studies.common.measure import (
+    DOMAINS,
     IN_DOMAIN,
     Evaluation,
     Material,
+    RecordStore,
     acceptance,
     time_in_turns,
     timings,
 )
 from jspec.studies.common.recipe import COUPLED
-from jspec.studies.common.records import Measure, Record, Records, RecordStore
+from jspec.studies.common.records import Measure, Record, Records, records_of
 from jspec.studies.temperature.recipe import TemperatureStudy
 from jspec.training.checkpoints import Note
-from jspec.training.data import Batch
-from jspec.training.objectives import forward_in_chunks
-from jspec.training.run import TrainSetup, run_distillation
 from jspec.training.student import trained_part
 from jspec.verify.rejection import to_probs
 
@@ -57,155 +59,112 @@ def methods(width: int) -> dict[str, tuple[str, str]]:
 def measure(
     recipe: TemperatureStudy, material: Material, *, mesh: Mesh | None = None, note: Note
 ) -> Records | None:
-    """Trains every draft, measures them all, and times one of each kind beside plain decoding.
-
-    What is done is kept below `output/name`, and not done again. None if the machine was taken
-    away meanwhile.
-    """
-    setup = material.setup
-    initial = trained_part(setup.student)[1]
-    config = setup.target.model.config
+    """Trains every draft, measures them all, and times one of each kind beside plain decoding."""
+    config = material.setup.target.model.config
     read_tree(recipe.tree, config.max_position_embeddings)
     if recipe.width > config.vocab_size:
         raise ValueError(f"width={recipe.width}: the target has {config.vocab_size} tokens")
     store = RecordStore(recipe)
     note("the target generates what is measured on")
-    evaluation = Evaluation(recipe, setup.target, material.domains)
-    measured = _Measurement(recipe, setup, evaluation)
-
-    def once(draft: str, seed: int, params: Params) -> None:
-        compared = draft in (UNTRAINED, recipe.reference)
-        store.once(f"{draft} {seed}", lambda: measured.of(draft, seed, params, compared=compared))
-
-    once(UNTRAINED, 0, initial)
-    timed = {UNTRAINED: initial}
+    evaluation = Evaluation(recipe, material.setup.target, material.domains)
+    texts = {
+        (domain, temperature): _written(evaluation, domain, temperature)
+        for domain in DOMAINS
+        for temperature in recipe.temperatures
+    }
+    measured = functools.partial(_measured, recipe, evaluation, texts)
+    timed = {UNTRAINED: material.setup.student}
+    store.once(f"{UNTRAINED} 0", measured, UNTRAINED, 0, timed[UNTRAINED])
     total = recipe.seeds * len(recipe.train_temperatures)
     for number, (trained_at, seed, run) in enumerate(recipe.runs(), start=1):
         note(f"draft {number} of {total}: trained at {trained_at}, seed {seed}")
-        done = run_distillation(run, setup, material.texts, material.held_out, mesh=mesh, note=note)
-        if done.step < run.steps:
+        draft = material.train(run, mesh=mesh, note=note)
+        if draft is None:
             return None
-        once(trained_at, seed, done.params)
-        timed.setdefault(trained_at, done.params)
-    return Records([*store.records.all, *_timed(recipe, setup, evaluation, timed)])
+        store.once(f"{trained_at} {seed}", measured, trained_at, seed, draft)
+        timed.setdefault(trained_at, draft)
+    return Records([*store.records.all, *_timed(recipe, evaluation, timed)])
 
 
-class _Measurement:
-    """What the target generates at each temperature, and what drafts make of it."""
+def _measured(
+    recipe: TemperatureStudy,
+    evaluation: Evaluation,
+    texts: Mapping[tuple[str, float], tuple[Array, Array]],
+    kind: str,
+    seed: int,
+    draft: Draft,
+) -> Iterator[Record]:
+    """All numbers of a draft. Of the untrained one and of the reference the rules are measured side
+    by side as well, and they are sampled at other temperatures."""
+    target, (model, params) = evaluation.target, trained_part(draft)
+    context, rules = target.model.config.max_position_embeddings, tuple(map(verify.get, NODE_RULES))
 
-    def __init__(self, recipe: TemperatureStudy, setup: TrainSetup, evaluation: Evaluation) -> None:
-        self._recipe, self._evaluation = recipe, evaluation
-        self._target, self._student = setup.target, setup.student
-        self._texts = {
-            (domain, temperature): self._write(domain, rows, temperature)
-            for domain, rows in evaluation.rows.items()
-            for temperature in recipe.temperatures
-        }
-
-    def of(self, draft: str, seed: int, params: Params, *, compared: bool) -> Iterator[Record]:
-        """All numbers of a draft, whose parameters these are.
-
-        Args:
-          compared: whether to measure the rules side by side as well, and to sample the draft at
-            other temperatures.
-        """
-        recipe, context = self._recipe, self._target.model.config.max_position_embeddings
-        named = {"draft": draft, "seed": seed, "target": recipe.training.target}
-        for place in self._texts:
-            domain, temperature = place
-            here = functools.partial(Record, domain=domain, temperature=temperature, **named)
-            yield from self._at_node(here, params, place, temperature or 1.0)
-            decoded = {(COUPLED, recipe.tree)}
-            if compared and domain == IN_DOMAIN:
-                decoded |= {*methods(recipe.width).values()}
-                # Greedy drafts are the same at any temperature.
-                for own in recipe.draft_temperatures if temperature else ():
-                    there = functools.partial(here, draft_temperature=own)
-                    yield from self._at_node(there, params, place, own)
-            for rule, tree in sorted(decoded):
-                drafter = self._student.drafter(read_tree(tree, context))
-                found = self._evaluation.decode(domain, temperature, drafter, params, rule)
-                yield from acceptance(found, functools.partial(here, rule=rule, tree=tree))
-
-    def _at_node(
-        self, here: functools.partial, params: Params, place: tuple[str, float], own: float
-    ) -> Iterator[Record]:
+    def at_node(hidden: tuple[Array, Array], own: float, **place: Any) -> Iterator[Record]:
         overlap, shares = node_acceptance(
-            self._target.params, params, self._texts[place], self._evaluation.keys, own,
-            target=self._target.model, draft=trained_part(self._student)[0],
-            rules=tuple(map(verify.get, NODE_RULES)), width=self._recipe.width,
+            target.params, params, hidden, evaluation.keys, (place["temperature"], own),
+            target=target.model, draft=model, rules=rules, width=recipe.width,
         )  # fmt: skip
-        yield here(measure=Measure.OVERLAP, value=float(overlap))
+        yield Record(measure=Measure.OVERLAP, value=float(overlap), **place)
         for rule, share in zip(NODE_RULES, shares.tolist(), strict=True):
-            yield here(measure=Measure.NODE_ACCEPTANCE, rule=rule, value=share)
+            yield Record(measure=Measure.NODE_ACCEPTANCE, rule=rule, value=share, **place)
 
-    def _write(self, domain: str, rows: list[list[int]], temperature: float) -> "TargetTexts":
-        generated = self._evaluation.plain(domain, temperature).tokens
-        generated = np.asarray(generated)[:, : self._recipe.max_new_tokens]
-        return target_texts(
-            self._target.params, np.concatenate([np.array(rows, np.int32), generated], axis=1),
-            model=self._target.model, prompt_length=self._recipe.prompt_length,
-            temperature=temperature,
-        )  # fmt: skip
+    for (domain, temperature), (text, ours) in texts.items():
+        place: dict[str, Any] = {"draft": kind, "seed": seed, "target": recipe.training.target}
+        place |= {"domain": domain, "temperature": temperature}
+        hidden = ours, hidden_states(params, text, recipe.max_new_tokens, model=model)
+        yield from at_node(hidden, temperature or 1.0, **place)
+        decoded = {(COUPLED, recipe.tree)}
+        if kind in (UNTRAINED, recipe.reference) and domain == IN_DOMAIN:
+            decoded |= {*methods(recipe.width).values()}
+            # Greedy drafts are the same at any temperature.
+            for own in recipe.draft_temperatures if temperature else ():
+                yield from at_node(hidden, own, draft_temperature=own, **place)
+        for rule, tree in sorted(decoded):
+            drafter = draft.drafter(read_tree(tree, context))
+            found = evaluation.decode(domain, temperature, drafter, params, rule)
+            yield from acceptance(found, rule=rule, tree=tree, **place)
+
+
+def _written(evaluation: Evaluation, domain: str, temperature: float) -> tuple[Array, Array]:
+    """A domain's prompts `[B, P + T]` with what the target writes, and its hidden states."""
+    target, count = evaluation.target, evaluation.recipe.max_new_tokens
+    written = evaluation.decode(domain, temperature).tokens[:, :count]
+    texts = jnp.concatenate([jnp.array(evaluation.rows[domain], jnp.int32), written], axis=1)
+    return texts, hidden_states(target.params, texts, count, model=target.model)
 
 
 def _timed(
-    recipe: TemperatureStudy,
-    setup: TrainSetup,
-    evaluation: Evaluation,
-    timed: Mapping[str, Params],
+    recipe: TemperatureStudy, evaluation: Evaluation, timed: Mapping[str, Draft]
 ) -> Iterator[Record]:
     """One draft of each kind beside plain decoding, a prompt at a time."""
-    target, work = setup.target, evaluation.timed_work()
+    target, work = evaluation.target, evaluation.work(recipe.timed_prompts)
     tree = read_tree(recipe.tree, target.model.config.max_position_embeddings)
-    untrained = Method(UNTRAINED, setup.student.drafter(tree), timed[UNTRAINED])
+    first = timed[UNTRAINED]
+    untrained = Method(UNTRAINED, first.drafter(tree), first.params)
     speculative = Program(untrained, target.model, target.params, work)
-    programs = [
-        Program(Method(PLAIN), target.model, target.params, work),
-        *(speculative.with_draft(name, params) for name, params in timed.items()),
-    ]
-    named = {"target": recipe.training.target, "domain": IN_DOMAIN, "batch": 1}
-    for row in time_in_turns(programs, work, recipe.temperatures, recipe.repetitions):
-        here = functools.partial(Record, draft=row.method, temperature=row.temperature, **named)
+    drafted = [speculative.with_draft(name, draft.params) for name, draft in timed.items()]
+    for row in time_in_turns([plain_program(target, work), *drafted], work, recipe):
+        place: dict[str, Any] = {"draft": row.method, "temperature": row.temperature}
         if row.method != PLAIN:
-            here = functools.partial(here, rule=COUPLED, tree=recipe.tree)
-        for name, value in timings(row, Measure.TOKENS_PER_SECOND, Measure.SPEEDUP):
-            yield here(measure=name, value=value)
+            place |= {"rule": COUPLED, "tree": recipe.tree}
+        place |= {"target": recipe.training.target, "domain": IN_DOMAIN, "batch": 1}
+        yield from records_of(timings(row, Measure.TOKENS_PER_SECOND, Measure.SPEEDUP), **place)
 
 
-class TargetTexts(NamedTuple):
-    """Texts of the target: `batch` of B rows, whose last T `places` `[T]` follow the prompts, at
-    the `temperature` that they were sampled at; `hidden` `[B, T, D]` the target's."""
-
-    batch: Batch
-    places: Array
-    temperature: float
-    hidden: Array
-
-
-def target_texts(
-    params: Params, texts: np.ndarray, *, model: Model, prompt_length: int, temperature: float
-) -> TargetTexts:
-    """The target's side of its own texts `[B, P + T]`, of which P = `prompt_length` were given."""
-    rows, length = texts.shape
-    batch = Batch(
-        tokens=jnp.asarray(texts),
-        document=jnp.zeros((rows, length), jnp.int32),
-        weight=jnp.ones((rows, length - 1)),
-        temperature=jnp.full((rows, length - 1), temperature, jnp.float32),
-        number=jnp.arange(rows),
-    )
-    places = jnp.arange(prompt_length - 1, length - 1)
-    return TargetTexts(batch, places, temperature, _hidden(params, batch, places, model=model))
+@functools.partial(jax.jit, static_argnames=("count", "model"))
+def hidden_states(params: Params, texts: Array, count: int, *, model: Model) -> Array:
+    """A model's hidden states `[B, count, D]` before each of the last tokens of `texts`."""
+    given = texts[:, :-1]
+    return model.forward(params, given, *causal(given)).hidden[:, -count:]
 
 
 @functools.partial(jax.jit, static_argnames=("target", "draft", "rules", "width"))
 def node_acceptance(
     params: Params,
     draft_params: Params,
-    texts: TargetTexts,
+    hidden: tuple[Array, Array],
     keys: Array,
-    draft_temperature: float | Array,
+    temperatures: tuple[float, float],
     *,
     target: Model,
     draft: Model,
@@ -215,24 +174,21 @@ def node_acceptance(
     """How often draft tokens for the next token are accepted, on average over the target's texts.
 
     Args:
+      hidden: `[B, T, D]` of target and draft, before each token that the target wrote.
       keys: `[B]`, of all randomness of the rules.
-      draft_temperature: of the draft's distribution; the target's is that of the texts.
+      temperatures: of the texts and the target's distribution, and of the draft's.
       width: candidates of a node.
 
     Returns:
       Of one draft token `sum min(p, q)`, what token-level rejection accepts of it; and `[rules]`,
       how often each rule accepts one of `width` candidates, by the code that decodes.
     """
-    vocabulary = target.config.vocab_size
-    hidden = _hidden(draft_params, texts.batch, texts.places, model=draft)
-    temperature = jnp.asarray(texts.temperature)
+    temperature, own = (jnp.asarray(one) for one in temperatures)
 
     def row(piece: tuple[Array, ...]) -> tuple[Array, Array]:
         ours, theirs, key = piece
         p = target.logits(params, ours) / jnp.where(temperature > 0, temperature, 1)
-        q = draft.logits(draft_params, theirs)[..., :vocabulary] / draft_temperature
-        missing = vocabulary - q.shape[-1]
-        q = jnp.pad(q, ((0, 0), (0, missing)), constant_values=-jnp.inf)
+        q = to_vocab_size(draft.logits(draft_params, theirs), target.config.vocab_size) / own
         probs = jax.vmap(to_probs, (0, None))
         overlap = jnp.minimum(probs(p, temperature), probs(q, temperature)).sum(axis=-1).mean()
         place_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(p)))
@@ -242,7 +198,7 @@ def node_acceptance(
         ]
         return overlap, jnp.stack(shares)
 
-    overlap, shares = jax.lax.map(row, (texts.hidden, hidden, keys))
+    overlap, shares = jax.lax.map(row, (*hidden, keys))
     return overlap.mean(), shares.mean(axis=0)
 
 
@@ -270,9 +226,3 @@ def accepted_at_node(
     # The target's logits below the root decide nothing.
     everywhere = jnp.broadcast_to(target[:, None], (count, tree.size, target.shape[-1]))
     return rule.verify(randomness, candidates, everywhere, wanted, tree=tree).num_accepted > 1
-
-
-@functools.partial(jax.jit, static_argnames=("model",))
-def _hidden(params: Params, batch: Batch, places: Array, *, model: Model) -> Array:
-    ((_, output),) = forward_in_chunks(params, batch, model=model)
-    return output.hidden[:, places]

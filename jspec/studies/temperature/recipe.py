@@ -4,28 +4,23 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from jspec.studies.common.recipe import TrainingStudy
+from jspec.studies.common.recipe import SHORT_TRAINING, TrainingStudy
 from jspec.training.recipe import Distillation, TeacherData, Temperatures, Text, read_temperatures
 
-ZOO = Distillation(
+ZOO = replace(
+    SHORT_TRAINING,
     name="temperature",
-    target="zoo:target",
-    draft="zoo:wide",
     text=Text(weight=0.0),
     teacher_data=TeacherData(
         count=384, prompt_length=32, max_new_tokens=96, batch_size=32, tree="chain:1"
     ),
     sequence_length=128,
-    batch_size=8,
+    chunk_size=0,
     steps=160,
     learning_rate=3e-4,
     warmup_steps=10,
-    cooldown=0.8,
     save_every=160,
-    keep=1,
-    temperatures="1",
-    prompts=4,
-    max_new_tokens=32,
+    tree="comb:2x1",
 )
 
 
@@ -57,14 +52,10 @@ class TemperatureStudy(TrainingStudy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, is_set in (
-            ("teacher_data.temperature", self.training.teacher_data.temperature != "1"),
-            ("loss_temperature", self.training.loss_temperature),
-        ):
-            if is_set:
-                raise ValueError(
-                    f"training.{field}: the study sets it: say it in train_temperatures"
-                )
+        generated, loss = self.training.teacher_data.temperature, self.training.loss_temperature
+        if generated != "1" or loss:
+            field = "loss_temperature" if generated == "1" else "teacher_data.temperature"
+            raise ValueError(f"training.{field}: the study sets it: say it in train_temperatures")
         if self.training.head is not None:
             raise ValueError(
                 f"training.head.kind={self.training.head.kind!r}: this study trains small models; "
