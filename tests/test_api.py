@@ -1,6 +1,8 @@
 """Text in, text out: the front door says what the functions below it compute."""
 
 import dataclasses
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 import jspec
 from jspec import SamplingParams, Speculator, generate, pad_prompts
+from jspec.formats.tokenizer import read_tokenizer
 
 PROMPT = "def add(left, right):\n"
 PROMPTS = (PROMPT, "return", "left + right " * 8)
@@ -322,3 +325,15 @@ def test_a_text_whose_logits_are_not_finite_says_so(models):
             assert out.acceptance_length == 0
     with pytest.warns(RuntimeWarning, match="the target's logits are not finite"):
         assert "".join(engine.stream(PROMPT, **HOT)) == ""
+
+
+def test_a_token_that_the_model_does_not_have_is_named_with_its_text(models, tmp_path):
+    shutil.copytree(models / "target", tmp_path / "target")
+    tokenizer = read_tokenizer(models / "target")
+    tokenizer.add_tokens([f"<{n}>" for n in range(len(tokenizer), 321)])
+    tokenizer.save_pretrained(tmp_path / "target")
+    engine = Speculator.load(tmp_path / "target")
+    said = re.escape("prompt: token 320 ('<320>') is not one of the model's 320")
+    with pytest.raises(ValueError, match=said):
+        engine.generate("def <320>", max_new_tokens=2)
+    assert len(engine.generate("def <319>", max_new_tokens=2).token_ids) == 2

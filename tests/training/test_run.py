@@ -1,7 +1,7 @@
 """`jspec.distill` and `jspec.pretrain`: functions that resume, and recipes that change by name."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -12,7 +12,8 @@ import tiny_zoo
 import jspec
 from jspec.config import ModelConfig
 from jspec.formats import folder as model_folders
-from jspec.training import pretraining
+from jspec.training import evaluation, loading, pretraining
+from jspec.training import run as run_module
 from jspec.training.config_files import override, recipe_from_json
 from jspec.training.loop import claim_run
 from jspec.training.recipe import Distillation, FeatureHead, Losses, Pretraining, TeacherData, Text
@@ -167,3 +168,39 @@ def test_the_recipe_of_an_earlier_run_is_read_and_its_run_resumes(tmp_path):
     said = []
     claim_run(read, said.append)
     assert not said and json.loads(file.read_text()) == json.loads(json.dumps(asdict(read)))
+
+
+def test_acceptance_is_measured_up_to_where_a_served_text_ends(recipe, monkeypatch):
+    """As `Speculator` counts it, which stops at the target's end of text."""
+    stops = tuple(range(0, tiny_zoo.VOCABULARY, 7))
+    load = loading.load
+    monkeypatch.setattr(
+        loading,
+        "load",
+        lambda *args, **options: replace(load(*args, **options), stop_token_ids=stops),
+    )
+    rows = []
+    sample = run_module.sample_prompts
+
+    def sampled(*args, **options):
+        rows.append(sample(*args, **options))
+        return rows[-1]
+
+    monkeypatch.setattr(run_module, "sample_prompts", sampled)
+    run = jspec.distill(recipe, temperatures="0.5", steps=1, prompts=6, max_new_tokens=40)
+    target = replace(jspec.load("zoo:target"), stop_token_ids=stops)
+    engine = jspec.Speculator.load(target, draft=run.draft, tree=recipe.tree)
+    (prompts,) = rows
+    keys = jax.random.split(jax.random.key(evaluation.SEED), 6)
+    padded, most = engine._pad([row.tolist() for row in prompts], 40)
+    model, drafter, params = engine.drafter_for(0.5)
+    text = jspec.generate(
+        target.params, params, padded, keys, engine.sampling_params(6, temperature=0.5),
+        target=model, drafter=drafter, max_new_tokens=most,
+    )  # fmt: skip
+    assert run.metrics["acceptance_length@0.5"] == pytest.approx(text.acceptance_length)
+    beyond = jspec.generate(
+        target.params, params, padded, keys, engine.sampling_params(6, (), temperature=0.5),
+        target=model, drafter=drafter, max_new_tokens=most,
+    )  # fmt: skip
+    assert beyond.acceptance_length != pytest.approx(text.acceptance_length)
