@@ -5,6 +5,7 @@ three thousand, and one that counts none as perfect.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class Mean:
 
     def __add__(self, other: "Mean") -> "Mean":
         """The mean over both."""
-        return self.replace(total=self.total + other.total, count=self.count + other.count)
+        return replace(self, total=self.total + other.total, count=self.count + other.count)
 
 
 Means = Mapping[str, Mean]

@@ -40,26 +40,30 @@ def _accumulate(
     """The rule, on the mean gradient over all targets of several batches: gradients are added up by
     the targets that they count, beside the number of these."""
 
-    def divide(sums: Any, state: Any, params: Any) -> Any:
-        gradients, counted = sums
+    def start(params: Any) -> Any:
+        return rule.init(params[0])
+
+    def divide(updates: Any, state: Any, params: Any = None) -> Any:
+        gradients, counted = updates
         mean = jax.tree.map(lambda x: x / jnp.maximum(counted, 1.0), gradients)
-        updates, state = rule.update(mean, state, params[0])
-        return (updates, jnp.zeros_like(counted)), state
+        moves, state = rule.update(mean, state, params[0])
+        return (moves, jnp.zeros_like(counted)), state
 
     summed = optax.MultiSteps(
-        optax.GradientTransformation(lambda params: rule.init(params[0]), divide),
-        batches,
-        use_grad_mean=False,
+        optax.GradientTransformation(start, divide), batches, use_grad_mean=False
     )
 
-    def update(gradients: Any, state: Any, params: Any, *, counted: Array, **_: Any) -> Any:
-        sums = jax.tree.map(lambda x: x * counted, gradients), counted
-        (updates, _), state = summed.update(sums, state, (params, jnp.float32(0)))
-        return updates, state
+    def init(params: Any) -> Any:
+        return summed.init((params, jnp.float32(0)))
 
-    return optax.GradientTransformationExtraArgs(
-        lambda params: summed.init((params, jnp.float32(0))), update
-    )
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        counted = extra["counted"]
+        sums: Any = (jax.tree.map(lambda x: x * counted, updates), counted)
+        pair, state = summed.update(sums, state, (params, jnp.float32(0)))
+        moves: Any = pair
+        return moves[0], state
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def learning_rate_schedule(recipe: Recipe) -> optax.Schedule:

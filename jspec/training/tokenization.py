@@ -24,6 +24,8 @@ TOOLS = "tools"
 ROWS_AT_A_TIME = 256
 NAMED = 3  # rows that cannot be used
 
+NOTHING = Conversation([], [], [], True)
+
 Rows = dict[str, list[Any]]  # of a data set, by column
 
 
@@ -180,8 +182,7 @@ def _columns(rows: list[Conversation | str], tokenizer: Any, vocab_size: int) ->
     kept: list[tuple[Conversation, str]] = []
     for row in rows:
         reason = row if isinstance(row, str) else _unknown(row.tokens, tokenizer, vocab_size)
-        usable = not reason and isinstance(row, Conversation)
-        kept.append((row if usable else Conversation([], [], [], True), reason))
+        kept.append((NOTHING if reason or isinstance(row, str) else row, reason))
     return {
         "tokens": [row.tokens for row, _ in kept],
         "weight": [row.weight for row, _ in kept],
