@@ -15,6 +15,8 @@ NO_TEMPLATE = (
     "plain text, or put chat_template.jinja beside its tokenizer.json"
 )
 
+MARK = "\ue000"  # which no prompt has
+
 Turn = dict[str, Any]
 
 
@@ -110,6 +112,12 @@ def _span(
     earlier, asked = write(messages[:turn]), write(messages[:turn], ask=True)
     through = write(messages[: turn + 1])
     start = len(os.path.commonprefix([asked, through]))
+    if start < len(asked):
+        # They part within the prompt. What they share by chance, such as the bracket with which
+        # both a thought and an answer begin, belongs to the answer.
+        thought = {"reasoning_content": MARK} if messages[turn].get("reasoning_content") else {}
+        marked = write([*messages[:turn], {**messages[turn], "content": MARK, **thought}])
+        start = min(start, len(os.path.commonprefix([asked, marked])))
     rewritten = start < len(os.path.commonprefix([earlier, through]))
     return None if rewritten or not whole.startswith(through) else (start, len(through))
 

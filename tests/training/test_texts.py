@@ -328,6 +328,8 @@ TEMPLATES = {
     "plain": (PLAIN, "def add</s>", "<assistant>"),
     # The prompt opens a thought that the written turn does not have.
     "think": (PLAIN.replace("<assistant>", "<assistant><think>"), "def add</s>", "<think>"),
+    # The same, and the answer begins with a bracket, too.
+    "bracket": (PLAIN.replace("<assistant>", "<assistant><think>"), "<def add</s>", "<think>"),
     # The prompt opens a thought, and the turn has one.
     "thought": (
         PLAIN.replace(
@@ -356,9 +358,9 @@ TEMPLATES = {
 def test_a_turn_is_learned_from_where_it_parts_from_its_prompt(talking, kind):
     template, last, asked = TEMPLATES[kind]
     talking.chat_template = template
+    spelled = {"trimmed": " {} ", "bracket": "<{}"}.get(kind, "{}")
     talk = [{"role": "system", "content": "return"}] * (kind == "folded") + [
-        {**turn, "content": f" {turn['content']} " if kind == "trimmed" else turn["content"]}
-        for turn in TALK
+        {**turn, "content": spelled.format(turn["content"])} for turn in TALK
     ]
     texts = texts_of([{"messages": talk}], talking)
     assert learned(texts[0], talking).endswith(last)
@@ -367,7 +369,7 @@ def test_a_turn_is_learned_from_where_it_parts_from_its_prompt(talking, kind):
     assert talking.decode(texts.prompt(0)).endswith(asked)
     # What is learned first is what the model would write after the prompt.
     first = np.flatnonzero(texts[0].weight)[0]
-    if kind not in ("think", "rewriting"):
+    if kind not in ("think", "bracket", "rewriting"):
         np.testing.assert_array_equal(texts[0].tokens[:first], texts.prompt(0))
 
 
