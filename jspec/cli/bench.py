@@ -39,6 +39,7 @@ class Bench(Verb):
     batch_size: int = 1  # Prompts decoded together.
     repetitions: int = settings.BENCH_REPETITIONS  # How often everything is run.
     dtype: Dtype = "float32"  # Of the weights and the computation.
+    allow_token_mismatch: bool = False  # Take draft models with other tokens, with a warning.
     seed: int = settings.SEED  # Of the noise.
     prose: bool = False  # Use prose, which the zoo has not been trained on, instead of code.
     against_transformers: bool = False
@@ -56,7 +57,10 @@ class Bench(Verb):
 
         self._check()
         target = load_target(self.target, self.dtype)
-        drafts = {name: load_draft(name, target, dtype=self.dtype) for name in self.drafts}
+        allowed = {"allow_token_mismatch": self.allow_token_mismatch}
+        drafts = {
+            name: load_draft(name, target, dtype=self.dtype, **allowed) for name in self.drafts
+        }
         work = held_out_work(
             target,
             prompts=self.prompts,

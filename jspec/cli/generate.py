@@ -12,17 +12,20 @@ from jspec.bench import settings
 from jspec.bench.metrics import acceptance_metrics
 from jspec.bench.timing import machine
 from jspec.cli.models import Dtype, draft_under, find_rule, load_target, warn_of_loss
-from jspec.cli.verb import DONE, INTERRUPTED, Distributed, Verb, emit, say, waiting
+from jspec.cli.verb import DONE, FAILED, INTERRUPTED, Distributed, Verb, emit, say, waiting
 from jspec.cli.writing import INTERRUPTION, Writing, read_prompt
 from jspec.core.checks import check_counts, check_seed
 from jspec.core.sampling import SamplingParams
 from jspec.core.tree_text import write_tree
+from jspec.decode import FINISH_REASONS, NONFINITE, WHY_NONFINITE
 from jspec.draft.draft import LOOKUP, load_draft
 from jspec.draft.early_stopping import check_drafter
 from jspec.formats.huggingface import Checkpoint
 from jspec.parallel.launch import join
 from jspec.parallel.sharding import REPLICATED, RULES, read_mesh
 from jspec.serving import TextReader, check_stop_strings
+
+OF_DRAFTS = ("draft", "tree", "rule", "stop_drafting")
 
 
 @dataclass(kw_only=True)
@@ -68,6 +71,7 @@ class Generate(Verb):
     dtype: Dtype = "float32"  # Of the weights and the computation.
     mesh: tuple[str, ...] = ()  # Shard the models over all devices: data=2 tensor=4, or fsdp=8.
     replicate_draft: bool = False  # Put the whole draft on every device of the mesh.
+    allow_token_mismatch: bool = False  # Take a draft model with other tokens, with a warning.
     distributed: Distributed = False
 
     def run(self) -> int:
@@ -100,6 +104,9 @@ class Generate(Verb):
         writing.finish()
         if first:
             self._report(writing, engine, len(ids))
+        if writing.finish_reason == FINISH_REASONS[NONFINITE]:
+            say(WHY_NONFINITE)
+            return FAILED
         return INTERRUPTED if interrupted else DONE
 
     def _check(self) -> None:
@@ -110,7 +117,7 @@ class Generate(Verb):
         sampling = self._sampling()
         del sampling["logit_bias"]  # which needs the target's vocabulary
         SamplingParams.create(1, **sampling)
-        for name in ("draft", "tree", "rule", "stop_drafting", "replicate_draft"):
+        for name in (*OF_DRAFTS, "replicate_draft", "allow_token_mismatch"):
             given = getattr(self, name)
             if self.plain and given != getattr(Generate, name):
                 raise ValueError(
@@ -137,7 +144,11 @@ class Generate(Verb):
             return Speculator(target, mesh=mesh)
         rule, rules = find_rule(self.rule), REPLICATED if self.replicate_draft else RULES
         name = settings.DRAFT if self.draft is None else self.draft
-        draft = load_draft(name, target, dtype=self.dtype, mesh=mesh, rules=rules)
+        draft = load_draft(
+            name, target,
+            dtype=self.dtype, mesh=mesh, rules=rules,
+            allow_token_mismatch=self.allow_token_mismatch,
+        )  # fmt: skip
         draft = draft_under(self.rule, draft)
         engine = Speculator(target, draft, rule, self.tree, self.stop_drafting, mesh)
         _, drafter, _ = engine.drafter_for(self.temperature)

@@ -31,6 +31,7 @@ class Verify(Verb):
     prompt_length: int = settings.PROMPT_LENGTH  # Tokens of each.
     max_new_tokens: int = 128  # New tokens of each.
     dtype: Dtype = "float32"  # Of the weights and the computation.
+    allow_token_mismatch: bool = False  # Take a draft model with other tokens, with a warning.
     seed: int = settings.SEED  # Of the noise.
 
     def run(self) -> int:
@@ -40,7 +41,8 @@ class Verify(Verb):
         check_seed(self.seed)
         check_temperatures(self.temperatures)
         target = load_target(self.target, self.dtype)
-        draft = load_draft(self.draft, target, dtype=self.dtype)
+        allowed = {"allow_token_mismatch": self.allow_token_mismatch}
+        draft = load_draft(self.draft, target, dtype=self.dtype, **allowed)
         work = held_out_work(
             target,
             prompts=self.prompts,

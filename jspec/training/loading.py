@@ -74,6 +74,7 @@ def save_draft(folder: Path, draft: Checkpoint | HeadCheckpoint, dtype: str = "b
         draft.params,
         tokenizer=draft.folder if has_text else None,
         stop_token_ids=draft.stop_token_ids,
+        generation_config=draft.generation_config,
         dtype=dtype,
         family=draft.family,
     )
