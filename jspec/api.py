@@ -8,7 +8,8 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
@@ -33,6 +34,7 @@ from jspec.decode import (
     generate,
 )
 from jspec.draft.draft import Draft, load_draft
+from jspec.draft.early_stopping import check_drafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.stopping import read_stop
 from jspec.formats.encoding import check_tokens, encode_texts, encode_written
@@ -40,11 +42,11 @@ from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.models.protocol import Params
 from jspec.models.transformer import TransformerModel
-from jspec.parallel.sharding import REPLICATED, RULES, make_mesh, on_mesh
+from jspec.parallel.sharding import REPLICATED, RULES, on_mesh, read_mesh
 from jspec.serving import (
     TextReader,
-    check_stop_strings,
     generate_many,
+    read_stop_strings,
     stream,
     stream_plain,
     stream_text,
@@ -83,7 +85,7 @@ class TextOutput:
     is_draft_token: list[bool]
     finish_reason: str
     num_prompt_tokens: int
-    output: GenerationOutput
+    output: GenerationOutput = field(repr=False)
 
     @property
     def num_rounds(self) -> int:
@@ -163,6 +165,8 @@ class Speculator:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.target, Checkpoint):
+            raise TypeError(f"target={self.target!r}: Speculator.load reads one by its name")
         if self.target.tokenizer is None:
             raise ValueError(
                 f"target={str(self.target.folder)!r} has no tokenizer: put its tokenizer.json "
@@ -177,6 +181,10 @@ class Speculator:
                 self.stop_drafting, folder=self.draft.folder, width=self.draft.hidden_size
             )
             stop.check_compatible(self.rule)
+        if not isinstance(self.tree, str | Tree | DynamicTree):
+            raise TypeError(f"tree={self.tree!r}: give a Tree, or its text form such as 'chain:5'")
+        if self.draft is not None and self.tree != AUTO:
+            check_drafter(self.rule, self.drafter_for(0.0)[1])
 
     @classmethod
     @suggesting
@@ -189,7 +197,7 @@ class Speculator:
         tree: str | Tree | DynamicTree = AUTO,
         stop_drafting: str | None = None,
         dtype: Any = "float32",
-        mesh: Mesh | Mapping[str, int] | None = None,
+        mesh: Mesh | Mapping[str, int] | str | None = None,
         replicate_draft: bool = False,
         allow_token_mismatch: bool = False,
     ) -> "Speculator":
@@ -199,13 +207,16 @@ class Speculator:
           draft: a small model, a head, `lookup`, or None for plain decoding; also one that was
             loaded before, or what `jspec.distill` returns as `draft`.
           dtype: of the weights and the computation: float32, bfloat16 or float16.
-          mesh: such as `{"tensor": 4}`; replicate_draft: puts all of the draft on every device.
+          mesh: such as `{"tensor": 4}` or `tensor=4`; replicate_draft: puts all of the draft on
+            every device.
           allow_token_mismatch: takes a draft model with other tokens, as `load_draft` does.
 
         Raises `ValueError` for a draft that does not fit the target, an unknown rule, tree or stop.
         """
         if isinstance(mesh, Mapping):
-            mesh = make_mesh(**mesh)
+            mesh = ",".join(f"{axis}={size}" for axis, size in mesh.items())
+        if isinstance(mesh, str):
+            mesh = read_mesh(mesh)
         if not isinstance(target, Checkpoint):
             target = load(target, dtype=dtype, mesh=mesh)
         rules = REPLICATED if replicate_draft else RULES
@@ -245,11 +256,12 @@ class Speculator:
 
         Raises `ValueError` for an option outside its range, and `TypeError` for an unknown one.
         """
-        single = isinstance(prompts, str) or all(isinstance(x, int) for x in prompts)
+        if not isinstance(prompts, Sequence | np.ndarray):
+            raise TypeError(f"prompts={prompts!r}: give a text, its tokens, or a list of either")
+        single = isinstance(prompts, str) or all(isinstance(x, Integral) for x in prompts)
         given: Sequence[Any] = [prompts] if single else prompts
         rows = [self.encode(prompt) for prompt in given]
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check_stop_strings(stop)
+        stop = read_stop_strings(stop)
         params = self.sampling_params(len(rows), stop_token_ids, **sampling)
         padded, most = self._pad(rows, max_new_tokens)
         keys = make_keys(seed, len(rows))
@@ -280,8 +292,7 @@ class Speculator:
         Warns where it ends for `nonfinite`.
         """
         ids = self.encode(prompt)
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check_stop_strings(stop)
+        stop = read_stop_strings(stop)
         pieces = self.stream_outputs(
             ids,
             max_new_tokens=max_new_tokens,
@@ -327,6 +338,8 @@ class Speculator:
         """The tokens of a prompt; tokens are handed back."""
         if isinstance(prompt, str):
             return self._known(encode_texts(self.target.tokenizer, [prompt])[0])
+        if not all(isinstance(token, Integral) for token in prompt):
+            raise TypeError(f"prompt={prompt!r}: here it is one text, or its tokens")
         return [int(token) for token in prompt]
 
     def encode_chat(

@@ -362,7 +362,7 @@ def decode_one_token(
     raw = target.logits(params, output.hidden)
     logits = process_logits(raw, sampling, state.counts)
     token = pick_token(logits, sample_noise(keys, position, logits.shape[-1], sampling))
-    token = jnp.where(are_finite(raw) & are_finite(logits), token, NO_TOKEN)
+    token = jnp.where(are_finite(raw, logits), token, NO_TOKEN)
     alone = jnp.zeros_like(position)
     verification = Verification(alone, num_accepted=alone[:, 0] + 1, bonus_token=token[:, 0])
     candidates = Candidates(root, alone - 1, alone == 0)
@@ -472,7 +472,9 @@ def _count_by_rank(candidates: Candidates, path: Array, count: Array, like: Arra
     accepted = jnp.arange(path.shape[1], dtype=jnp.int32)[None] < count[:, None]
     parent = jnp.take_along_axis(candidates.parent, path, axis=1)
     nodes = jnp.arange(candidates.parent.shape[1], dtype=jnp.int32)
-    older = (candidates.parent[:, None] == parent[..., None]) & (nodes[None, None] < path[..., None])
+    older = (candidates.parent[:, None] == parent[..., None]) & (
+        nodes[None, None] < path[..., None]
+    )
     rank = older.sum(axis=-1, dtype=jnp.int32)
     counted = accepted.astype(like.dtype)[..., None]
     return jax.nn.one_hot(rank, like.shape[-1], dtype=like.dtype) * counted

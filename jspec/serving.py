@@ -140,11 +140,11 @@ class _Cut(NamedTuple):
     """A place before which nothing is decoded any more, but for the tokens near it.
 
     Attributes:
-      count, length: of the tokens before it, and of their text.
+      tokens, length: how many tokens are before it, and how long their text is.
       near, before: the last of these tokens, and what they decode as.
     """
 
-    count: int
+    tokens: int
     length: int
     near: list[int]
     before: str
@@ -216,7 +216,7 @@ class TextReader:
         self._known = known
         if cut is not None:
             self._text += text[: cut.length]
-            self._cut += cut.count
+            self._cut += cut.tokens
             self._near, self._before = cut.near, cut.before
 
     def _later_cut(self, ids: list[int], text: str) -> "_Cut | None":
@@ -285,6 +285,16 @@ def stream_text(
             return
     if piece is not None:
         yield reader.read(piece, row, ended=True).text[shown:]
+
+
+def read_stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """One stop string, or several, as a tuple; raises where one is empty or no string."""
+    if isinstance(stop, str):
+        stop = (stop,)
+    if not isinstance(stop, Sequence) or not all(isinstance(string, str) for string in stop):
+        raise TypeError(f"stop={stop!r}: give one string, or a list of them")
+    check_stop_strings(stop)
+    return tuple(stop)
 
 
 def check_stop_strings(stop: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from laws import (
@@ -97,9 +96,7 @@ def early(stop, rule, tree=CHAIN) -> Any:
 
 
 def streamed(**options) -> Any:
-    *_, last = speculative(
-        jspec.stream, "coupled", small_model(PAIRS), unrelated_params, **options
-    )
+    *_, last = speculative(jspec.stream, "coupled", small_model(PAIRS), unrelated_params, **options)
     return last
 
 
@@ -201,13 +198,29 @@ WHAT = {
 }
 
 
+# Between them they have every kind of rule, tree, drafter and step.
+QUICK = (
+    "plain decoding",
+    "coupled",
+    "coupled, dynamic, head",
+    "one_sample, lookup",
+    "token_level",
+    "traversal",
+    "stops by what was accepted",
+    "queue",
+    "a step of EAGLE-3",
+)
+
+
 @functools.cache
 def without(what: str) -> Any:
     return jax.tree.map(np.asarray, WHAT[what]())
 
 
 @pytest.mark.parametrize("name", ["x64", "strict promotion", "no NaN"])
-@pytest.mark.parametrize("what", WHAT)
+@pytest.mark.parametrize(
+    "what", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in WHAT]
+)
 def test_a_flag_changes_nothing(what, name):
     expected = without(what)
     with flag(name):

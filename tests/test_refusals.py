@@ -12,6 +12,7 @@ from jspec import DynamicTree, SamplingParams, Tree, make_mesh, verify
 from jspec.cli.generate import _read_biases
 from jspec.cli.writing import read_prompt
 from jspec.config import ModelConfig
+from jspec.core.checks import check_seed
 from jspec.core.sampling import make_keys
 from jspec.core.tree_text import read_tree
 from jspec.draft.stopping import read_stop
@@ -91,6 +92,8 @@ REFUSALS = [
     (make_keys, (2**32, 1), "seed=4294967296: must be a whole number"),
     (make_keys, (0.5, 1), "seed=0.5: must be a whole number"),
     (make_keys, ([1, 2], 3), "seed=[1, 2]: one number, or 3, one a prompt"),
+    (check_seed, (-1,), "seed=-1: must lie in 0..4294967295"),
+    (check_seed, (2**32,), "seed=4294967296: must lie in 0..4294967295"),
     (verify.get, ("cupled",), "rule='cupled' is not known: did you mean 'coupled'?"),
     (verify.get, ("?",), "rule='?' is not known: ", "token_level", "traversal"),
     (Tree, ((),), "parents=()"),

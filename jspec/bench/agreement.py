@@ -128,7 +128,10 @@ def _gap(
     place = jnp.full((1, 1), len(text), jnp.int32)
     added = sample_noise(key, place, logits.shape[-1], how)
     counts = init_counts(
-        padded, prompts.length[row][None], np.array([len(text)], np.int32), vocab_size=logits.shape[-1]
+        padded,
+        prompts.length[row][None],
+        np.array([len(text)], np.int32),
+        vocab_size=logits.shape[-1],
     )
     scores = (process_logits(logits, how, counts) + added)[0, 0, pair]
     return float(jnp.abs(scores[0] - scores[1]))

@@ -84,9 +84,7 @@ def examine(target: Checkpoint, draft: Draft, tokens: np.ndarray, first: int) ->
     ours, target_loss, target_finite = _best_and_loss(
         model_logits(target.params, text, model=target.model), following
     )
-    theirs, draft_loss, draft_finite = _best_and_loss(
-        draft.hidden_and_logits(text)[1], following
-    )
+    theirs, draft_loss, draft_finite = _best_and_loss(draft.hidden_and_logits(text)[1], following)
     place = slice(first - 1, None)
     target_finite, draft_finite = (np.asarray(x)[:, place] for x in (target_finite, draft_finite))
     nats = np.asarray(draft_loss)[:, place][known]

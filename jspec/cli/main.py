@@ -29,6 +29,7 @@ from jspec.cli.tune import Tune
 from jspec.cli.verb import BAD_INPUT, DONE, INTERRUPTED, Verb
 from jspec.cli.verify import Verify
 from jspec.parallel.memory import GIGABYTE, free_host_memory
+from jspec.training.recipe import Distillation, Pretraining
 
 # Each is called what its class is called.
 VERBS = (
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The command `jspec`. Once interrupted it leaves at once: a compilation that still runs in
     another thread would die of the interpreter's own end."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who called us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.unraisablehook = _hear_again
     keep_compiled_programs()
     code = main()
@@ -112,7 +116,7 @@ def _run(arguments: list[str]) -> int:
         return verb.run()
     except BrokenPipeError:
         raise
-    except (ValueError, OSError, OverflowError) as error:
+    except (ValueError, OSError, OverflowError, FloatingPointError) as error:
         if verb.debug:
             traceback.print_exc()
         _complain(str(error) or type(error).__name__)
@@ -148,8 +152,22 @@ def _read(arguments: list[str]) -> Verb:
             )
     except SystemExit as end:
         if end.code:
-            _complain(_unbox(box.getvalue()))
+            _complain(_hint(arguments) or _unbox(box.getvalue()))
         raise
+
+
+def _hint(arguments: list[str]) -> str:
+    """What two usual mistakes are; empty for others."""
+    verb, *rest = arguments or [""]
+    kind = {"distill": Distillation, "train": Pretraining}.get(verb)
+    for place, word in enumerate(rest):
+        name, _, value = word.removeprefix("--").replace("-", "_").partition("=")
+        if kind is not None and word.startswith("--") and name in kind.__dataclass_fields__:
+            value = value or next(iter(rest[place + 1 :]), "VALUE")
+            return f"{word}: fields of the recipe are written without dashes: {name}={value}"
+        if verb == "generate" and not word.startswith("-") and " " in word and not place:
+            return f"{word!r}: a prompt is given by --prompt"
+    return ""
 
 
 def _complain(message: str) -> None:

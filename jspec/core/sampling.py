@@ -116,7 +116,13 @@ class SamplingParams:
             top_k=spread(
                 "top_k", top_k, np.int32, lambda k: k >= 0, "must be 0 (all) or a whole number"
             ),
-            top_p=spread("top_p", top_p, np.float32, lambda p: 0 < p <= 1, "must be in (0, 1]"),
+            top_p=spread(
+                "top_p",
+                top_p,
+                np.float32,
+                lambda p: 0 < p <= 1,
+                f"must be in (0, 1], and at least {SMALLEST:.2g}",
+            ),
             min_p=spread("min_p", min_p, np.float32, lambda p: 0 <= p <= 1, "must be in [0, 1]"),
             repetition_penalty=spread(
                 "repetition_penalty",
@@ -224,11 +230,12 @@ def first_best(scores: Array) -> Array:
     return jnp.where(best, tokens, scores.shape[-1]).min(axis=-1)
 
 
-def are_finite(logits: Array) -> Array:
-    """Whether a token can be chosen from `[..., V]` logits: `[...]` bool. The best of them is a
-    number; others may be `-inf`."""
-    # Not `logits.max` alone: where XLA vectorises it, on CPU, it passes over NaN.
-    return jnp.isfinite(jnp.where(logits < jnp.inf, logits, jnp.inf).max(axis=-1))
+def are_finite(logits: Array, processed: Array | None = None) -> Array:
+    """Whether a token can be chosen from `[..., V]` logits, and from what processing makes of them:
+    `[...]` bool. The best of them is a number; others may be `-inf`."""
+    chosen = logits if processed is None else processed
+    # Not `max` alone: where XLA vectorises it, on CPU, it passes over NaN.
+    return jnp.isfinite(jnp.where(logits < jnp.inf, chosen, jnp.inf).max(axis=-1))
 
 
 def _only_temperature(sampling: SamplingParams) -> Array:
@@ -296,7 +303,7 @@ def _broadcast(
     allowed: str,
     least: float = SMALLEST,
 ) -> Array:
-    """One value for every sequence, or one for each, checked: `[batch]`; 0 for less than `least`."""
+    """One for every sequence, or one for each, checked: `[batch]`; less than `least` is 0."""
 
     def rounded(value: Any) -> Any:
         return np.where(np.abs(value) < least, 0, value).astype(dtype)
@@ -355,11 +362,11 @@ def _read_bias(
                 raise ValueError(f"logit_bias of token {token}: tokens are 0..{vocab_size - 1}")
             if not value <= MOST_ADDED:
                 raise ValueError(
-                    f"logit_bias of {value} for token {token}: must be -inf, which forbids it, or a "
-                    f"number of at most {MOST_ADDED:g}"
+                    f"logit_bias of {value} for token {token}: must be -inf, which forbids it, or "
+                    f"a number of at most {MOST_ADDED:g}"
                 )
-            value = value if value > -MOST_ADDED else -np.inf
-            tokens[index, place], values[index, place] = token, value
+            tokens[index, place] = token
+            values[index, place] = value if value > -MOST_ADDED else -np.inf
         if vocab_size and np.sum(values[index] == -np.inf) == vocab_size:
             raise ValueError(f"logit_bias forbids all {vocab_size} tokens: leave one")
     return jnp.asarray(tokens), jnp.asarray(values)

@@ -262,6 +262,11 @@ def load_draft(
     name = str(source)
     if name == LOOKUP:
         return LookupDraft(target, name)
+    if (Path(name) / "recipe.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"draft={name!r} is the folder of a run: give {name}/model, which is there once all "
+            f"steps are done, or export a checkpoint of it: jspec export {name} FOLDER"
+        )
     with _naming_draft(name):
         if head_layout(source) is not None:
             head = load_head(

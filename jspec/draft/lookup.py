@@ -102,9 +102,7 @@ class LookupDrafter:
         valid = jnp.stack(valid, axis=1)[:, chain]
         candidates = Candidates(
             tokens=jnp.concatenate([context.root, drafted], axis=1),
-            parent=jnp.broadcast_to(
-                jnp.asarray(tree.parents, jnp.int32), (len(length), tree.size)
-            ),
+            parent=jnp.broadcast_to(jnp.asarray(tree.parents, jnp.int32), (len(length), tree.size)),
             valid=jnp.pad(valid, ((0, 0), (1, 0)), constant_values=True),
         )
         return candidates, state

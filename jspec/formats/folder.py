@@ -102,16 +102,17 @@ def replacing(folder: Path) -> Iterator[Path]:
     """
     folder = folder.expanduser().resolve()
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
-        if left.is_dir():
-            _remove_abandoned(left)
     # Under its own name once it is locked, so that nobody takes it for abandoned.
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    new.mkdir()
     partial = new.with_name(new.name + PARTIAL)
+    with _naming(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.*{PARTIAL}"):
+            if left.is_dir():
+                _remove_abandoned(left)
+        new.mkdir()
     try:
-        with locked(new):
+        with _naming(folder), locked(new):
             new.rename(partial)
             yield partial
             _swap(partial, folder)
@@ -137,8 +138,9 @@ def writing(file: Path) -> Iterator[Path]:
     # Of its own, since another process may be writing the same file.
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
-        yield partial
-        partial.replace(file)
+        with _naming(file):
+            yield partial
+            partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -165,12 +167,20 @@ def write_text(file: Path, content: str) -> None:
         partial.write_text(content, encoding="utf-8")
 
 
-def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: str) -> list[str]:
+def claim(
+    file: Path,
+    record: Mapping[str, Any],
+    *,
+    fixed: Iterable[str],
+    what: str,
+    finished: bool = False,
+) -> list[str]:
     """Writes to `file` what the work in its folder depends on.
 
     Args:
       fixed: the fields that must not change when the work is resumed.
-      what: names the work in errors.
+      what: names the work in errors; finished: whether nothing is left to do, so that the record
+        stays what it was done by.
 
     Returns:
       How the record differs from the one that was there, in words. Raises `ValueError` that names
@@ -191,7 +201,7 @@ def claim(file: Path, record: Mapping[str, Any], *, fixed: Iterable[str], what: 
             f"{file.parent} holds another {what} ({', '.join(other)}): take another name, or "
             "resume that one"
         )
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not (finished and file.is_file()):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, new)
     return list(differing.values())
@@ -207,6 +217,20 @@ def conversion(folder: Path) -> str:
         '{"format": "pt"})'
     )
     return f"python -c {shlex.quote(program)}"
+
+
+@contextlib.contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Errors of the system inside name what is not written, and what would do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise  # which says so already
+        raise OSError(
+            f"{place} is not written ({error}): make room there, or name a place that you may "
+            "write to"
+        ) from error
 
 
 def _check_replaceable(folder: Path) -> None:

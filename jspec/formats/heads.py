@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,10 @@ class HeadCheckpoint:
     """
 
     head: Head
-    params: Params
+    params: Params = field(repr=False)
     folder: Path
     format: str
-    d2t: Array | None = None
+    d2t: Array | None = field(default=None, repr=False)
 
     def params_for(self, target: Params) -> HeadParams:
         """What it drafts with, given its target's parameters."""
@@ -177,10 +177,10 @@ def check_target(head: Head, target: EmbeddingModel, params: Params) -> None:
         "hidden_size" if same_width else "target_hidden_size": (head.target_hidden_size, width),
         "vocab_size": (head.config.vocab_size, vocab_size),
     }
-    for field, (own, wanted) in sizes.items():
+    for name, (own, wanted) in sizes.items():
         if own != wanted:
             raise ValueError(
-                f"{field}={own}, and the target's is {wanted}: take the target that the head was "
+                f"{name}={own}, and the target's is {wanted}: take the target that the head was "
                 "made for, or a head that was made for this one"
             )
     check_layers(head.layers, target.config.num_hidden_layers)

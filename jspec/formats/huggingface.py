@@ -52,7 +52,7 @@ class Checkpoint:
     """
 
     model: TransformerModel
-    params: Params
+    params: Params = field(repr=False)
     stop_token_ids: tuple[int, ...]
     folder: Path
     family: str

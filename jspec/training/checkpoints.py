@@ -185,6 +185,12 @@ class Checkpoints:
         multihost_utils.sync_global_devices("checkpoints are there")
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder, whole or not; -1 where there is none."""
+    places = folder.glob("*") if folder.is_dir() else ()
+    return max((int(place.name) for place in places if place.name.isdigit()), default=-1)
+
+
 def _mark_broken(checkpoint: Path) -> None:
     """Renames it to a name that is free."""
     names = (f"{checkpoint.name}.broken{number or ''}" for number in itertools.count())

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jspec.formats import folder as files
 from jspec.models.protocol import Params
-from jspec.training.checkpoints import Checkpoints, Note, preemption_notice
+from jspec.training.checkpoints import Checkpoints, Note, newest_step, preemption_notice
 from jspec.training.config_files import recipe_from_json
 from jspec.training.data import Source, batch_at
 from jspec.training.means import LOSS, Means, read_means
@@ -112,12 +112,19 @@ def claim_run(recipe: Recipe, note: Note) -> None:
     """Makes a run's folder and writes its recipe there; refuses the folder of another run.
 
     Args:
-      note: called with the fields that differ from those the run had before.
+      note: called with the fields that differ from those the run had before; the recipe of a run
+        that has all of its steps stays.
     """
     file = recipe.folder / RECIPE
     _write_current_names(file, type(recipe))
-    found = files.claim(file, asdict(recipe), fixed=recipe.FIXED, what="run")
-    if found:
+    finished = newest_step(recipe.folder / CHECKPOINTS) >= recipe.steps
+    found = files.claim(file, asdict(recipe), fixed=recipe.FIXED, what="run", finished=finished)
+    if found and finished:
+        note(
+            f"{recipe.name} has all of its steps, so {', '.join(found)} changes nothing: take more "
+            "steps, or another name"
+        )
+    elif found:
         note(f"{recipe.name} resumes with {', '.join(found)}")
 
 
@@ -157,8 +164,10 @@ class Log:
         """Adds the metrics of a step."""
         if self._writes:
             plain = {name: float(value) for name, value in numbers.items()}
+            whole = not self._file.is_file() or self._file.read_bytes()[-1:] in (b"", b"\n")
             with self._file.open("a") as file:
-                file.write(json.dumps({"step": step, **plain}) + "\n")
+                # A line that was cut off, when the disk was full, stays alone.
+                file.write("\n" * (not whole) + json.dumps({"step": step, **plain}) + "\n")
             for name, value in plain.items():
                 self._board.add_scalar(name, value, step)
             self._board.flush()
@@ -168,7 +177,10 @@ def last_metrics(folder: Path) -> dict[str, float]:
     """The metrics that a run logged last, with their `step`; empty if it has logged none."""
     file = folder / LOG
     lines = file.read_text().splitlines() if file.is_file() else []
-    return json.loads(lines[-1]) if lines else {}
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # the line was cut off when its process ended
+            return json.loads(line)
+    return {}
 
 
 @contextmanager

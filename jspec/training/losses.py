@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jspec.core.sampling import are_finite
+from jspec.core.sampling import LEAST_TEMPERATURE, are_finite
 from jspec.models.protocol import Params
 
 Loss = Callable[[Array, Array], Array]
@@ -134,8 +134,8 @@ def make_targets(teacher: Array, temperature: Array, tokens: Array | None = None
       temperature: `[...]`, as in a `Batch`.
       tokens: `[D]`, those that a student with a smaller vocabulary has.
     """
-    greedy = (temperature == 0)[..., None]
-    temperature = jnp.where(temperature == 0, 1, temperature)
+    greedy = (temperature < LEAST_TEMPERATURE)[..., None]
+    temperature = jnp.where(temperature < LEAST_TEMPERATURE, 1, temperature)
     teacher = teacher / temperature[..., None]
     # One token that cannot come is a distribution; what is not finite must not get lost in argmax.
     finite = are_finite(teacher)[..., None]

@@ -151,7 +151,7 @@ def find_tokenizer(run: Path, documents: list[str], vocabulary: int) -> Tokenize
     else:
         tokenizer = train_tokenizer(documents, vocabulary)
         run.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(file), pretty=False)
+        files.write_text(file, tokenizer.to_str())
     if tokenizer.get_vocab_size() > vocabulary:
         raise ValueError(
             f"model.vocab_size={vocabulary} is less than the {tokenizer.get_vocab_size()} tokens "

@@ -136,8 +136,9 @@ def _holds_text(table: "Dataset", column: str) -> bool:
     """Whether a column is of plain texts, and not of conversations as JSON's text."""
     if not str(getattr(table.features[column], "dtype", "")).endswith("string"):
         return False
-    first = next((text for text in table[:ROWS_AT_A_TIME][column] if text), "")
-    return column not in CONVERSATIONS or not first.lstrip().startswith("[")
+    some = table[:ROWS_AT_A_TIME][column]
+    lists = any(text.lstrip().startswith("[") for text in some if text)
+    return column not in CONVERSATIONS or not lists
 
 
 def _texts(rows: Rows, *, tokenizer: Any, column: str, end: int) -> list[Conversation | str]:

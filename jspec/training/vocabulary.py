@@ -8,11 +8,13 @@ from typing import Any, TypeGuard
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
+from jspec.formats.folder import writing
 from jspec.formats.head_layout import D2T, place_d2t
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
+from jspec.formats.weights import write_tensors
 from jspec.training.data import Document
 
 TABLE = "vocabulary.safetensors"
@@ -76,9 +78,8 @@ def write_table(run: Path, d2t: Any) -> None:
     if there is not None and not np.array_equal(there, table):
         raise ValueError(f"{run / TABLE} has other tokens than the draft: take another name")
     if there is None and jax.process_index() == 0:
-        partial = run / f".{TABLE}.partial"
-        save_file({D2T: table}, partial)
-        partial.replace(run / TABLE)
+        with writing(run / TABLE) as partial:
+            write_tensors(run, {D2T: table}, partial.name)
 
 
 def lacks_vocabulary(draft: Checkpoint | HeadCheckpoint) -> TypeGuard[HeadCheckpoint]:

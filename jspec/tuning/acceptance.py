@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jspec.bench.suite import Method, Program, Workload
+from jspec.bench.suite import Method, Program, Workload, check_finite
 from jspec.core.candidates import SAMPLED, Rule
 from jspec.core.tree import Tree
 from jspec.draft.draft import Draft
@@ -138,10 +138,10 @@ def count_accepted(
         target.model.config.max_position_embeddings,
     )
     program = Program(method_of(draft, tree, rule), target.model, target.params, work)
-    batches = range(len(work.batches))
-    return np.concatenate(
-        [np.asarray(program.write(b, temperature).accepted_by_rank) for b in batches]
-    )
+    outputs = [program.write(batch, temperature) for batch in range(len(work.batches))]
+    for output in outputs:
+        check_finite(output)
+    return np.concatenate([np.asarray(output.accepted_by_rank) for output in outputs])
 
 
 def shares_of(accepted: np.ndarray) -> np.ndarray:

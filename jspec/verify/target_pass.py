@@ -34,7 +34,7 @@ def verify_finite(
     Args:
       raw, logits: `[B, N, V]` the target's, as the model gives them and processed.
     """
-    finite = are_finite(raw) & are_finite(logits)
+    finite = are_finite(raw, logits)
     parent = candidates.parent
     above = jnp.take_along_axis(finite, jnp.maximum(parent, 0), axis=1)
     candidates = replace(candidates, valid=candidates.valid & (above | (parent < 0)))

@@ -26,6 +26,7 @@ SHAPES = ("plan", "--target", "llama3.1-8b", "--hardware", "h100", "--drafts", "
         (("bench", "--temperatures", "0", "-1"), "temperature=-1.0"),
         (("verify", "--draft", "lookup", "--tree", "2x2"), "use a chain or a fork"),
         (("verify", "--prompts", "0"), "prompts=0: must be at least 1"),
+        (("verify", "--seed", "-1"), "seed=-1: must lie in"),
         (("train", "none.py"), "no such file"),
         (("train", "zoo_target.txt", "steps=0"), "zoo_target.txt"),
         (("distill", "none.py"), "no such file"),

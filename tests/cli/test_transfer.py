@@ -1,6 +1,7 @@
 """Models into folders, by command: `jspec export` and `jspec import`."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -44,6 +45,18 @@ def test_import_keeps_a_model_of_another_family_as_what_it_is(capsys, tmp_path, 
     assert (code, json.loads(out)["family"]) == (0, kind)
     assert (ours.model, ours.family) == (theirs.model, theirs.family)
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+
+
+def test_import_and_export_keep_what_is_said_of_generating(models, capsys, tmp_path):
+    theirs = shutil.copytree(models / "wide", tmp_path / "theirs")
+    said = {"do_sample": True, "temperature": 0.6, "bos_token_id": 7, "pad_token_id": 5}
+    (theirs / "generation_config.json").write_text(json.dumps({**said, "eos_token_id": [0, 3]}))
+    for verb, source in (("import", theirs), ("export", tmp_path / "import")):
+        code, _, _ = run(capsys, verb, str(source), str(tmp_path / verb), "--json")
+        written = json.loads((tmp_path / verb / "generation_config.json").read_text())
+        assert code == 0 and written == {**said, "eos_token_id": [0, 3]}
+        config = json.loads((tmp_path / verb / "config.json").read_text())
+        assert (config["bos_token_id"], config["pad_token_id"]) == (7, 5)
 
 
 def test_import_refuses_a_key_that_is_not_understood_and_writes_nothing(capsys, tmp_path):

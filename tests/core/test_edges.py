@@ -1,4 +1,4 @@
-"""At the edges of every parameter the distribution is that of a float64 reference, or is refused."""
+"""At the edges of every parameter the distribution is float64's, or the value is refused."""
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def reference(
                 kept = int(np.sum(z[order] - z.max() >= np.log(least)))
             else:
                 kept = VOCABULARY
-        if kept < VOCABULARY and name == "top_k" and z[order][kept - 1] - z[order][kept] <= error:
+        if kept < VOCABULARY and z[order][kept - 1] - z[order][kept] <= error:
             return None
         z = np.where(np.isin(np.arange(VOCABULARY), order[:kept]), z, -np.inf)
     return z, error
@@ -104,7 +104,7 @@ def test_random_distributions_at_the_edges_are_those_of_float64():
     rng = np.random.default_rng(161)
     process = jax.jit(process_logits)
     compared, decided = 0, 0
-    for _ in range(LAWS // ROWS):
+    while compared < LAWS:
         rows, prompt, generated, logits = random_rows(rng)
         asked = {name: [row[name] for row in rows] for name in rows[0]}
         sampling = SamplingParams.create(ROWS, **asked, vocab_size=VOCABULARY)
@@ -134,7 +134,7 @@ def test_random_distributions_at_the_edges_are_those_of_float64():
             allowed = 1e-5 + expected * np.expm1(min(2 * error, 50.0))
             assert np.all(np.abs(p - expected) <= allowed), said
     print(f"{compared} compared, {decided} decided by rounding")
-    assert compared > 0.8 * LAWS
+    assert decided < compared
 
 
 @pytest.mark.parametrize("temperature", [1e-45, TINY, 1.2e-38, 3e-38, 5e-38, 1e-30, 9e-6])
@@ -146,9 +146,7 @@ def test_next_to_zero_is_greedy(temperature, scale):
     none = np.zeros(2, np.int32)
     counts = init_counts(np.zeros((2, 1), np.int32), none, none, vocab_size=5)
     processed = process_logits(jnp.asarray(logits)[None, None].repeat(2, 0), sampling, counts)
-    noise = sample_noise(
-        jax.random.split(jax.random.key(3), 2), none[:, None], 5, sampling
-    )
+    noise = sample_noise(jax.random.split(jax.random.key(3), 2), none[:, None], 5, sampling)
     assert pick_token(processed, noise)[0, 0] == 3
 
 

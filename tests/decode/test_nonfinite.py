@@ -225,7 +225,9 @@ def test_one_logit_that_is_not_finite_is_seen_wherever_it_stands(shape):
         for place in (0, shape[-1] // 2, shape[-1] - 1):
             broken = logits.copy()
             broken[1, ..., place] = bad
-            np.testing.assert_array_equal(np.asarray(seen(broken)).all(axis=1), np.arange(len(logits)) != 1)
+            np.testing.assert_array_equal(
+                np.asarray(seen(broken)).all(axis=1), np.arange(len(logits)) != 1
+            )
     assert not np.any(seen(np.full(shape, -np.inf, np.float32)))
 
 

@@ -120,11 +120,18 @@ def test_a_tokenizer_that_does_not_fit_on_the_disk_is_an_error_of_the_system(
 def test_a_disk_that_is_full_leaves_what_was_there(tmp_path):
     file = tmp_path / "records.json"
     write_json(file, {"a": 1})
-    with pytest.raises(OSError, match="No space left"), writing(file) as partial:
+    said = f"^{file} is not written .*No space left on device.*: make room there, or"
+    with pytest.raises(OSError, match=said), writing(file) as partial:
         partial.symlink_to("/dev/full")
         partial.write_text("b" * 100_000)
     assert file.read_text() == '{\n  "a": 1\n}\n'
     assert [entry.name for entry in tmp_path.iterdir()] == ["records.json"]
+
+
+def test_where_nothing_can_be_written_it_is_said_in_words(original, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/model is not written .*: make room there, or name a"):
+        save(tmp_path / "file" / "model", *original[:2])
 
 
 def test_of_two_who_write_one_new_model_the_later_one_is_there(tmp_path):

@@ -18,14 +18,17 @@ def large(tmp_path):
     """A model one of whose weights is beyond float16."""
     model, params, folder = write_original(tmp_path / "model")
     down = params["layer_1"]["feedforward"]["down"]
-    layer = {**params["layer_1"]["feedforward"], "down": {"weight": down["weight"].at[2, 3].set(-LARGE)}}
+    layer = {
+        **params["layer_1"]["feedforward"],
+        "down": {"weight": down["weight"].at[2, 3].set(-LARGE)},
+    }
     params = {**params, "layer_1": {**params["layer_1"], "feedforward": layer}}
     return model, params, folder
 
 
 SAID = (
-    r"^dtype='float16': model\.layers\.1\.mlp\.down_proj\.weight .*holds 70000, and float16 ends at "
-    "65504: take bfloat16 or float32$"
+    r"^dtype='float16': model\.layers\.1\.mlp\.down_proj\.weight .*holds 70000, and float16 ends "
+    "at 65504: take bfloat16 or float32$"
 )
 
 
@@ -52,7 +55,10 @@ def test_weights_beyond_float16_are_refused_when_they_are_written(large, tmp_pat
 
 def test_infinite_weights_and_those_within_the_range_are_what_they_are(tmp_path):
     model, params, folder = write_original(tmp_path / "model")
-    params = {**params, "embedding": params["embedding"].at[0, :2].set(jnp.array([65504.0, jnp.inf]))}
+    params = {
+        **params,
+        "embedding": params["embedding"].at[0, :2].set(jnp.array([65504.0, jnp.inf])),
+    }
     save(folder, model, params)
     read = load(folder, dtype="float16").params["embedding"]
     np.testing.assert_array_equal(read[0, :2], [65504, np.inf])

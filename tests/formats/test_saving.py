@@ -24,7 +24,8 @@ def test_transformers_reads_what_we_write(kind, tmp_path):
     reference = make_reference(kind)
     reference.save_pretrained(tmp_path / "theirs")
     checkpoint = load(tmp_path / "theirs")
-    save(tmp_path / "ours", checkpoint.model, checkpoint.params, stop_token_ids=(2,))
+    model, params, family = checkpoint.model, checkpoint.params, checkpoint.family
+    save(tmp_path / "ours", model, params, stop_token_ids=(2,), family=family)
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     )
