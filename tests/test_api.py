@@ -286,12 +286,48 @@ def test_no_prompt_and_an_empty_one_are_refused(engine):
             "stop_drafting=margin reads noise",
         ),
         ({"mesh": {"tensor": 3}}, "mesh data=1, fsdp=1, tensor=3 has 3 devices"),
+        ({"mesh": "tensor=3"}, "mesh data=1, fsdp=1, tensor=3 has 3 devices"),
+        ({"mesh": {"tenso": 2}}, "mesh='tenso=2': write each of "),
+        ({"tree": "chain5"}, "tree='chain5'"),
+        ({"tree": "chain:1000"}, "tree='chain:1000'"),
+        ({"tree": [2, 1]}, r"tree=\[2, 1\]: give a Tree, or its text form"),
+        ({"rule": "token_level", "tree": "4x2x1"}, "rule='token_level' "),
+        ({"rule": "token_level", "tree": "dynamic:2x2x5"}, "rule='token_level' "),
+        ({"tree": "dynamic:2x2x5", "stop_drafting": "confidence:0.3"}, "stop_drafting"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_it_is_loaded(change, says, models):
-    with pytest.raises((ValueError, OSError), match=f"^{says}") as caught:
+    with pytest.raises((ValueError, OSError, TypeError), match=f"^{says}") as caught:
         Speculator.load(models / "target", **{"draft": models / "wide", **change})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda e: e.generate(5), "prompts=5: give a text, its tokens, or a list of either"),
+        (lambda e: e.generate([PROMPT], stop=5), "stop=5: give one string, or a list"),
+        (lambda e: e.generate(PROMPT, stop=[["a"]]), r"stop=\[\['a'\]\]: give one string"),
+        (lambda e: e.stream([PROMPT, PROMPT]), r"prompt=\[.*\]: here it is one text"),
+        (lambda e: e.generate(PROMPT, temperature="hot"), "temperature=hot: must be 0"),
+        (lambda e: Speculator("zoo:target"), "target='zoo:target': Speculator.load reads one"),
+    ],
+)
+def test_what_is_of_another_type_is_named_with_what_belongs_there(call, says, engine):
+    with pytest.raises((TypeError, ValueError), match=f"^{says}"):
+        call(engine)
+
+
+def test_it_prints_without_its_weights(engine):
+    out = engine.generate(PROMPT, max_new_tokens=4)
+    for one in (engine, engine.draft, out):
+        assert 20 < len(repr(one)) < 4000 and "array" not in repr(one).lower()
+
+
+def test_the_folder_of_a_run_is_no_draft_and_the_line_says_which_is(models, tmp_path):
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"is the folder of a run: give {tmp_path}/model"):
+        Speculator.load(models / "target", draft=tmp_path)
 
 
 @pytest.mark.slow

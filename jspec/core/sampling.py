@@ -313,7 +313,8 @@ def _broadcast(
         raise ValueError(f"{name}={values}: one value, or {batch} of them, one a sequence")
     for value in given.reshape(-1).tolist():
         # As it was given, and as it is once it is rounded.
-        if not (_representable(dtype, value) and valid(value) and valid(rounded(value))):
+        number = isinstance(value, int | float)
+        if not (number and _representable(dtype, value) and valid(value) and valid(rounded(value))):
             raise ValueError(f"{name}={value}: {allowed}")
     return jnp.asarray(np.broadcast_to(rounded(given), (batch,)))
 

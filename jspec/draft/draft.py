@@ -3,7 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -48,7 +48,7 @@ class Draft:
     """
 
     kind: ClassVar[str]
-    target: Checkpoint
+    target: Checkpoint = field(repr=False)
     name: str
     checkpoint: Checkpoint | HeadCheckpoint | None
 

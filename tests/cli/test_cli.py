@@ -137,6 +137,21 @@ def test_compiled_programs_are_kept_below_the_users_cache_or_where_jax_is_told(
         assert place.is_dir() and place.is_relative_to(tmp_path / "jspec")
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["distill", "x.py", "--steps", "3"], "--steps: fields of the recipe are written without"),
+        (["train", "x.py", "--learning-rate", "1"], "learning_rate=1"),
+        (["generate", "import os"], "'import os': a prompt is given by --prompt"),
+        (["generate", "--promt", "x"], "--prompt"),
+    ],
+)
+def test_usual_mistakes_are_answered_with_what_is_meant(capsys, argv, says):
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("jspec: ") and says in line
+
+
 # The demo
 
 

@@ -65,8 +65,11 @@ def test_a_distillation_resumes_with_more_steps_and_is_the_one_that_never_stoppe
     whole = jspec.distill(recipe, name="whole", **fields)
     for mine, theirs in zip(leaves(run.draft.params), leaves(whole.draft.params), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-    again = jspec.distill(recipe, **fields)
+    before = (tmp_path / "run" / "recipe.json").read_text()
+    again = jspec.distill(recipe, learning_rate=1.0, **fields)
     assert again.metrics == run.metrics
+    assert (tmp_path / "run" / "recipe.json").read_text() == before
+    assert any("all of its steps, so learning_rate=1.0" in line for line in said)
     assert {"held_out_loss", "acceptance_length@0", "accepted_at_1@0", "grad_norm"} <= set(
         run.metrics
     )

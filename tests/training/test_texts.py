@@ -256,6 +256,12 @@ def test_a_row_that_cannot_be_used_is_left_out_and_told_of(talking, row, reason)
         tokenized([row, row], talking)
 
 
+def test_conversations_may_be_json_after_a_row_that_is_none(talking):
+    rows = [{"messages": x} for x in ("", "{", json.dumps([ASK, ANSWER]))]
+    done = tokenized(rows, talking)
+    assert done.unusable == 2 and learned(Texts(done.table)[0], talking) == "add</s>"
+
+
 def test_a_template_that_raises_costs_one_row(talking):
     talking.chat_template = PLAIN.replace(
         "%}<", "%}{% if m.content == 'no' %}{{ 1 + 'a' }}{% endif %}<", 1

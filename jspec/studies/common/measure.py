@@ -18,8 +18,8 @@ from jspec.draft.protocol import Drafter
 from jspec.formats.folder import read_json, write_json
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Params
-from jspec.studies.common.recipe import COUPLED, DecodingStudy, Study
-from jspec.studies.common.records import Measure, Record, Records
+from jspec.studies.common.recipe import DecodingStudy, Study
+from jspec.studies.common.records import Measure, Record, Records, records_of
 from jspec.training.data import Document
 from jspec.training.generated_data import sample_prompts
 from jspec.training.loading import load_student
@@ -87,6 +87,7 @@ class Evaluation:
         self.recipe, self.target, self._texts = recipe, target, domains
         self.keys = jax.random.split(jax.random.key(SEED), recipe.prompts)
         self._context = target.model.config.max_position_embeddings
+        self._how = {"target": target.model, "max_new_tokens": recipe.max_new_tokens}
         self.rows = {domain: self._rows(domain, recipe.prompts) for domain in domains}
         self._prompts = {
             domain: pad_prompts(
@@ -95,26 +96,36 @@ class Evaluation:
             for domain, rows in self.rows.items()
         }
 
-    def decode(
-        self,
-        domain: str,
-        temperature: float,
-        drafter: Drafter | None = None,
-        draft: Params = (),
-        rule: str = COUPLED,
-    ) -> GenerationOutput:
-        """Speculative decoding of a domain's prompts; plain decoding without a drafter."""
-        sampling = SamplingParams.create(len(self.keys), temperature=temperature)
-        given = self._prompts[domain], self.keys, sampling
-        how = {"target": self.target.model, "max_new_tokens": self.recipe.max_new_tokens}
-        if drafter is None:
-            return autoregress(self.target.params, *given, **how)
-        return generate(self.target.params, draft, *given, drafter=drafter, rule=rule, **how)
+    def plain(self, domain: str, temperature: float) -> GenerationOutput:
+        """Plain decoding of a domain's prompts."""
+        return autoregress(self.target.params, *self._given(domain, temperature), **self._how)
+
+    def acceptance(self, drafter: Drafter, params: Params, **place: Any) -> Iterator[Record]:
+        """By speculative decoding the acceptance length, and the share of rounds that accepted a
+        draft token at each position, below the first of which drafts read what they drafted.
+
+        Args:
+          place: fields of the records, among them domain, temperature and rule.
+        """
+        found = generate(
+            self.target.params, params, *self._given(place["domain"], place["temperature"]),
+            drafter=drafter, rule=place["rule"], **self._how,
+        )  # fmt: skip
+        yield from records_of({Measure.ACCEPTANCE_LENGTH: found.acceptance_length}, **place)
+        rounds = np.asarray(found.num_rounds).sum()
+        accepted = np.asarray(found.accepted_by_position).sum(axis=0)
+        for position, count in enumerate(accepted[1:], start=1):
+            share = {Measure.ACCEPTED_BY_POSITION: float(count / rounds)}
+            yield from records_of(share, position=position, **place)
 
     def work(self, prompts: int, batch: int = 1) -> Workload:
         """Prompts to time on, `batch` of them at a time."""
         rows, tokens = self._rows(IN_DOMAIN, prompts), self.recipe.max_new_tokens
         return workload(rows, batch=batch, tokens=tokens, context=self._context, seed=SEED)
+
+    def _given(self, domain: str, temperature: float) -> tuple:
+        sampling = SamplingParams.create(len(self.keys), temperature=temperature)
+        return self._prompts[domain], self.keys, sampling
 
     def _rows(self, domain: str, count: int) -> list[list[int]]:
         texts, length = self._texts[domain], self.recipe.prompt_length
@@ -139,18 +150,6 @@ class Evaluation:
                 "ask for fewer"
             )
         return found
-
-
-def acceptance(generation: GenerationOutput, **place: Any) -> Iterator[Record]:
-    """The acceptance length, and the share of rounds that accepted a draft token at each position,
-    below the first of which drafts read what they drafted."""
-    length = generation.acceptance_length
-    yield Record(measure=Measure.ACCEPTANCE_LENGTH, value=length, **place)
-    accepted = np.asarray(generation.accepted_by_position).sum(axis=0)
-    for position, count in enumerate(accepted[1:], start=1):
-        share = float(count / np.asarray(generation.num_rounds).sum())
-        at = {"measure": Measure.ACCEPTED_BY_POSITION, "position": position}
-        yield Record(value=share, **at, **place)
 
 
 def compile_programs(

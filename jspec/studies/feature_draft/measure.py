@@ -1,7 +1,8 @@
 """What is measured of heads and small models over several trees: acceptance and time."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +17,6 @@ from jspec.studies.common.measure import (
     Evaluation,
     Material,
     RecordStore,
-    acceptance,
     compile_programs,
     drop_programs,
     time_in_turns,
@@ -35,14 +35,6 @@ Trees = Mapping[str, Tree | DynamicTree]
 TIMED = Measure.DRAFT_MS, Measure.ROUND_MS, Measure.TOKENS_PER_SECOND, Measure.SPEEDUP
 
 
-class Contestant(NamedTuple):
-    """A draft, and the trees along which it drafts."""
-
-    name: str
-    draft: Draft
-    trees: tuple[str, ...]
-
-
 def measure(
     recipe: FeatureDraftStudy, material: Material, *, mesh: Mesh | None = None, note: Note
 ) -> Records | None:
@@ -50,16 +42,12 @@ def measure(
     small models."""
     target, config = material.setup.target, material.setup.target.model.config
     trees = recipe.read_trees(config.max_position_embeddings)
-    timed = [Contestant(x, material.find(x), recipe.draft_trees) for x in recipe.drafts]
+    timed = {name: material.find(name) for name in recipe.drafts}
     evaluation = Evaluation(recipe, target, material.domains)
     store = RecordStore(recipe)
-
-    def once(one: Contestant, seed: int) -> None:
-        name = f"{one.name.replace('/', '_')} {seed}"
-        store.once(name, _acceptances, recipe, evaluation, trees, one, seed)
-
-    for one in timed:
-        once(one, 0)
+    measured = functools.partial(_acceptances, recipe, evaluation, trees)
+    for name, draft in timed.items():
+        store.once(f"{name.replace('/', '_')} 0", measured, name, 0, draft)
     note("the target generates data, for all heads")
     data = material.teacher_data(recipe.training, recipe.folder)
     setups: dict[str, TrainSetup] = {}
@@ -74,40 +62,44 @@ def measure(
         draft = material.train(run, setup, teacher_data=data, mesh=mesh, note=note)
         if draft is None:
             return None
-        head = Contestant(kind, draft, recipe.head_trees)
-        once(head, seed)
-        if not seed:
-            timed.append(head)
+        store.once(f"{kind} {seed}", measured, kind, seed, draft)
+        timed.setdefault(kind, draft)
     store.once("timing", _timings, recipe, evaluation, trees, timed)
     return store.records
 
 
 def _acceptances(
-    recipe: FeatureDraftStudy, evaluation: Evaluation, trees: Trees, one: Contestant, seed: int
+    recipe: FeatureDraftStudy,
+    evaluation: Evaluation,
+    trees: Trees,
+    name: str,
+    seed: int,
+    draft: Draft,
 ) -> Iterator[Record]:
     """How much of what a draft proposes is accepted, in every domain, along each of its trees."""
-    place = {"draft": one.name, "seed": seed, "target": recipe.training.target, "rule": COUPLED}
+    target = recipe.training.target
+    place: dict[str, Any] = {"draft": name, "seed": seed, "target": target, "rule": COUPLED}
     for domain in evaluation.rows:
-        for tree in one.trees:
-            drafter = one.draft.drafter(trees[tree])
+        for tree in recipe.trees_of(name):
+            drafter = draft.drafter(trees[tree])
             for temperature in recipe.temperatures:
-                found = evaluation.decode(domain, temperature, drafter, one.draft.params)
                 here = {"domain": domain, "temperature": temperature, "tree": tree}
-                yield from acceptance(found, **place, **here)
+                yield from evaluation.acceptance(drafter, draft.params, **place, **here)
 
 
 def _timings(
-    recipe: FeatureDraftStudy, evaluation: Evaluation, trees: Trees, timed: Sequence[Contestant]
+    recipe: FeatureDraftStudy, evaluation: Evaluation, trees: Trees, timed: Mapping[str, Draft]
 ) -> Iterator[Record]:
     """Whole decoding a prompt at a time, in turns; how long each draft takes; and its size."""
     target, work = evaluation.target, evaluation.work(recipe.timed_prompts)
     methods, places = [], {PLAIN: {"draft": PLAIN}}
-    for one in timed:
-        for tree in one.trees:
-            name, drafter = f"{one.name}, {tree}", one.draft.drafter(trees[tree])
-            methods.append(Method(name, drafter, one.draft.params))
-            places[name] = {"draft": one.name, "rule": COUPLED, "tree": tree}
-    alike: dict[str, Any] = {"target": recipe.training.target, "domain": IN_DOMAIN, "batch": 1}
+    for name, draft in timed.items():
+        for tree in recipe.trees_of(name):
+            along = f"{name}, {tree}"
+            methods.append(Method(along, draft.drafter(trees[tree]), draft.params))
+            places[along] = {"draft": name, "rule": COUPLED, "tree": tree}
+    target_name = recipe.training.target
+    alike: dict[str, Any] = {"target": target_name, "domain": IN_DOMAIN, "batch": 1}
     programs = compile_programs([Method(PLAIN), *methods], target, work)
     for row in time_in_turns(programs, work, recipe):
         found = timings(row, Measure.TOKENS_PER_SECOND, Measure.SPEEDUP)
@@ -125,7 +117,6 @@ def _timings(
         for row in rows:
             found = {Measure.DRAFT_MS: row.draft_ms, Measure.ROUND_MS: row.round_ms}
             yield from records_of(found, temperature=temperature, **places[row.method], **alike)
-    for one in timed:
-        size = sum(x.size for x in jax.tree.leaves(trained_part(one.draft)[1]))
-        target_name = recipe.training.target
-        yield Record(measure=Measure.PARAMETERS, value=size, draft=one.name, target=target_name)
+    for name, draft in timed.items():
+        size = sum(x.size for x in jax.tree.leaves(trained_part(draft)[1]))
+        yield Record(measure=Measure.PARAMETERS, value=size, draft=name, target=target_name)

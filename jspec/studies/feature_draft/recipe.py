@@ -81,6 +81,10 @@ class FeatureDraftStudy(TrainingStudy):
         """Along which every head drafts."""
         return self.tree, self.dynamic_tree
 
+    def trees_of(self, draft: str) -> tuple[str, ...]:
+        """Along which a head or a small model drafts."""
+        return self.head_trees if draft in self.kinds else self.draft_trees
+
     def runs(self, target: ModelConfig) -> Iterator[tuple[str, int, Distillation]]:
         """Each head that is trained: its kind, its seed, and its recipe."""
         for seed in range(self.seeds):

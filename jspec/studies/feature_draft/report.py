@@ -74,8 +74,7 @@ class FeatureDraftReport(Report[FeatureDraftStudy, Records]):
         """All heads and small models in domain: the acceptance length, mean over seeds, and what
         one of each kind was timed at."""
         recipe, entries = self.recipe, []
-        drafts = [(kind, tree) for kind in recipe.kinds for tree in recipe.head_trees]
-        drafts += [(draft, tree) for draft in recipe.drafts for tree in recipe.draft_trees]
+        drafts = [(x, y) for x in (*recipe.kinds, *recipe.drafts) for y in recipe.trees_of(x)]
         for temperature in recipe.temperatures:
             for draft, tree in drafts:
                 entry = {"draft": draft, "tree": tree, "temperature": temperature}

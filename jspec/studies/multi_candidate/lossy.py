@@ -137,7 +137,7 @@ class Lossy(WithoutReplacement):
             passes = (depths < 2) | (noise.uniforms[: tree.size] * q < p)
             passed = candidates.valid & passes
             whole = ~jnp.any(jnp.asarray(tree.mask) & ~passed[None], axis=1)
-            last = jnp.argmax(jnp.where(whole, depths, 0)).astype(jnp.int32)
+            last = jnp.argmax(jnp.where(whole, depths, 0))
             return Verification(paths[last], depths[last], tokens[last])
 
         return jax.vmap(one)(noise, candidates, logits, sampling.temperature)

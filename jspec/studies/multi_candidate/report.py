@@ -63,15 +63,12 @@ class MultiCandidateReport(Report[MultiCandidateStudy, Records]):
     def _side_by_side(self, temperature: float) -> list[Decoding]:
         return headline(self.recipe, self.found, temperature, self._fastest[temperature])
 
-    def _number(self, measure: Measure, method: Decoding, group: str, temperature: float) -> float:
-        place = {"method": method.name, "group": group, "temperature": temperature}
-        return self.found.value(measure, **place)
+    def _speedup(self, method: Decoding, **place: Any) -> float:
+        return self.found.value(Measure.SPEEDUP, method=method.name, **place)
 
-    def _factor(
-        self, what: str, one: Decoding, other: Decoding, group: str, temperature: float
-    ) -> Factor:
-        ours, theirs = (self._number(Measure.SPEEDUP, x, group, temperature) for x in (one, other))
-        return Factor(what, one, other, ours / theirs)
+    def _factor(self, what: str, one: Decoding, other: Decoding, **place: Any) -> Factor:
+        times = self._speedup(one, **place) / self._speedup(other, **place)
+        return Factor(what, one, other, times)
 
     @functools.cached_property
     def headlines(self) -> list[dict[str, Any]]:
@@ -82,25 +79,22 @@ class MultiCandidateReport(Report[MultiCandidateStudy, Records]):
 
     def _headline(self, temperature: float) -> dict[str, Any]:
         recipe, methods = self.recipe, self._side_by_side(temperature)
-        factor = functools.partial(self._factor, group=HEADLINE, temperature=temperature)
-
-        def speedup(method: Decoding) -> float:
-            return self._number(Measure.SPEEDUP, method, HEADLINE, temperature)
-
+        place = {"group": HEADLINE, "temperature": temperature}
+        speedup = functools.partial(self._speedup, **place)
+        factor = functools.partial(self._factor, **place)
         chain = max((one for one in methods if one.is_chain), key=speedup)
         tree = Decoding(COUPLED, self._fastest[temperature])
         early = max((one for one in methods if one.kind == EARLY and one.bucketed), key=speedup)
         best = max((tree, early), key=speedup)
         coupled, whole = Decoding(COUPLED, recipe.baseline), early._replace(stop="")
         unbucketed = early._replace(bucketed=False)
+        over_baseline = "the exact improved method over the baseline"
         over_chain = "the best method that stops early over the best plain chain"
         return {
             "temperature": temperature,
             "best": best,
             "chain": chain,
-            "over_baseline": factor(
-                "the exact improved method over the baseline", best, recipe.mcsd
-            ),
+            "over_baseline": factor(over_baseline, best, recipe.mcsd),
             "over_chain": factor("and over the best plain chain", best, chain),
             "early": factor(over_chain, early, chain),
             "parts": (
@@ -121,13 +115,11 @@ class MultiCandidateReport(Report[MultiCandidateStudy, Records]):
             if method.stop:
                 whole = method._replace(stop="")
                 name = method.stop.rpartition(":")[0] or method.stop
-                one = self._factor(name, method, whole, group, temperature)
+                place = {"group": group, "temperature": temperature}
+                one = self._factor(name, method, whole, **place)
                 here = found.setdefault(whole, {})
                 here[name] = max(here.get(name, one), one, key=lambda factor: factor.times)
-        return {
-            whole: sorted(here.values(), key=lambda one: -one.times)
-            for whole, here in found.items()
-        }
+        return {x: sorted(y.values(), key=lambda one: -one.times) for x, y in found.items()}
 
     def own_best(self, temperature: float) -> list[tuple[Decoding, float]]:
         """Of every kind of methods that were timed side by side the fastest, with its speed-up, the
@@ -135,7 +127,7 @@ class MultiCandidateReport(Report[MultiCandidateStudy, Records]):
         found: dict[str, tuple[float, Decoding]] = {}
         for method in self._side_by_side(temperature):
             if method.bucketed:
-                speed = self._number(Measure.SPEEDUP, method, HEADLINE, temperature)
+                speed = self._speedup(method, group=HEADLINE, temperature=temperature)
                 found[method.kind] = max(found.get(method.kind, (0.0, method)), (speed, method))
         return [(method, speed) for speed, method in sorted(found.values(), reverse=True)]
 

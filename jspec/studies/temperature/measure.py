@@ -28,7 +28,6 @@ from jspec.studies.common.measure import (
     Evaluation,
     Material,
     RecordStore,
-    acceptance,
     time_in_turns,
     timings,
 )
@@ -121,14 +120,13 @@ def _measured(
                 yield from at_node(hidden, own, draft_temperature=own, **place)
         for rule, tree in sorted(decoded):
             drafter = draft.drafter(read_tree(tree, context))
-            found = evaluation.decode(domain, temperature, drafter, params, rule)
-            yield from acceptance(found, rule=rule, tree=tree, **place)
+            yield from evaluation.acceptance(drafter, params, rule=rule, tree=tree, **place)
 
 
 def _written(evaluation: Evaluation, domain: str, temperature: float) -> tuple[Array, Array]:
     """A domain's prompts `[B, P + T]` with what the target writes, and its hidden states."""
     target, count = evaluation.target, evaluation.recipe.max_new_tokens
-    written = evaluation.decode(domain, temperature).tokens[:, :count]
+    written = evaluation.plain(domain, temperature).tokens[:, :count]
     texts = jnp.concatenate([jnp.array(evaluation.rows[domain], jnp.int32), written], axis=1)
     return texts, hidden_states(target.params, texts, count, model=target.model)
 
