@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,8 @@ def keep_compiled_programs() -> None:
     except OSError:
         return
     if os.access(place, os.W_OK):
+        # What cannot be kept, on a full disk, is compiled the next time.
+        warnings.filterwarnings("ignore", message="Error writing persistent compilation cache")
         jax.config.update("jax_compilation_cache_dir", str(place))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
 

@@ -54,7 +54,8 @@ def train(
 ) -> Trained:
     """Takes steps from the newest checkpoint to the last, or until the machine is preempted.
 
-    Writes `recipe.json`, `log.jsonl`, `tensorboard/` and `checkpoints/` below `output/name`.
+    Writes `log.jsonl`, `tensorboard/` and `checkpoints/` below `output/name`, which `claim_run` has
+    made.
 
     Args:
       frozen: what the objective reads and nothing trains.
@@ -64,10 +65,9 @@ def train(
       note: called with what is worth knowing, such as a checkpoint that cannot be read.
 
     Raises `FloatingPointError` at the first loss or parameter that is not finite, leaving the last
-    good checkpoint, and `ValueError` if the folder holds another run.
+    good checkpoint.
     """
     folder = recipe.folder
-    claim_run(recipe, note)
     made_by = provenance(recipe)
     with (
         closing(
@@ -109,12 +109,14 @@ def train(
 
 
 def claim_run(recipe: Recipe, note: Note) -> None:
-    """Makes a run's folder and writes its recipe there; refuses the folder of another run.
+    """Makes a run's folder and writes its recipe there; refuses the folder of another run, and one
+    that cannot be written.
 
     Args:
       note: called with the fields that differ from those the run had before; the recipe of a run
         that has all of its steps stays.
     """
+    make_folder(recipe)
     file = recipe.folder / RECIPE
     _write_current_names(file, type(recipe))
     finished = newest_step(recipe.folder / CHECKPOINTS) >= recipe.steps
@@ -126,6 +128,16 @@ def claim_run(recipe: Recipe, note: Note) -> None:
         )
     elif found:
         note(f"{recipe.name} resumes with {', '.join(found)}")
+
+
+def make_folder(recipe: Recipe) -> None:
+    """Makes a run's folder; raises `ValueError` where that cannot be."""
+    try:
+        recipe.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output={recipe.output!r}: {error.strerror}: give a folder that can be written"
+        ) from error
 
 
 def provenance(recipe: Recipe) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from jspec.training.config_files import find_recipe
 from jspec.training.data import Document, pack
 from jspec.training.evaluation import held_out_loss
 from jspec.training.loading import load_model
-from jspec.training.loop import last_metrics, print_note, train
+from jspec.training.loop import claim_run, last_metrics, print_note, train
 from jspec.training.objectives import in_dtype, language_model_loss
 from jspec.training.recipe import Pretraining
 from jspec.training.step import compile_program, make_optimizer
@@ -78,7 +78,7 @@ def pretrain(
 
 def _pretrain(recipe: Pretraining, mesh: Mesh | None, note: Note) -> PretrainingRun:
     run, length = recipe.folder, recipe.sequence_length
-    run.mkdir(parents=True, exist_ok=True)
+    claim_run(recipe, note)
     model = transformer(recipe.model, remat=recipe.remat)
     family = fitting_family(
         model.config, None

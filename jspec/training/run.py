@@ -45,6 +45,7 @@ from jspec.training.loop import (
     Trained,
     claim_run,
     last_metrics,
+    make_folder,
     print_note,
     train,
 )
@@ -151,6 +152,7 @@ class Inputs(NamedTuple):
 
 def load_inputs(recipe: Distillation, mesh: Mesh | None, note: Note) -> Inputs:
     """Loads what a recipe names; what is read of data sets is kept in the run's folder."""
+    make_folder(recipe)
     target = load_target(recipe.target, recipe.teacher_dtype, mesh)
     draft = load_student(recipe, target, mesh)
     note("reading the texts")

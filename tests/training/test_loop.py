@@ -34,6 +34,7 @@ BLOCKS, HELD_OUT = pack(DOCUMENTS[:6], 16), pack(DOCUMENTS[6:], 16)
 
 
 def train(recipe, params, blocks=BLOCKS, objective=OBJECTIVE):
+    loop.claim_run(recipe, print)
     return loop.train(
         recipe,
         compile_program(params, (), objective=objective, optimizer=make_optimizer(recipe)),
