@@ -57,10 +57,13 @@ class Bench(Verb):
 
         self._check()
         target = load_target(self.target, self.dtype)
-        allowed = {"allow_token_mismatch": self.allow_token_mismatch}
         drafts = {
-            name: load_draft(name, target, dtype=self.dtype, **allowed) for name in self.drafts
-        }
+            name: load_draft(
+                name, target,
+                dtype=self.dtype, allow_token_mismatch=self.allow_token_mismatch,
+            )
+            for name in self.drafts
+        }  # fmt: skip
         work = held_out_work(
             target,
             prompts=self.prompts,

@@ -41,8 +41,10 @@ class Verify(Verb):
         check_seed(self.seed)
         check_temperatures(self.temperatures)
         target = load_target(self.target, self.dtype)
-        allowed = {"allow_token_mismatch": self.allow_token_mismatch}
-        draft = load_draft(self.draft, target, dtype=self.dtype, **allowed)
+        draft = load_draft(
+            self.draft, target,
+            dtype=self.dtype, allow_token_mismatch=self.allow_token_mismatch,
+        )  # fmt: skip
         work = held_out_work(
             target,
             prompts=self.prompts,

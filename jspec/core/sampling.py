@@ -128,7 +128,7 @@ class SamplingParams:
                 "repetition_penalty",
                 repetition_penalty,
                 np.float32,
-                lambda r: np.float32(1 / MOST_SCALED) <= np.float32(r) <= MOST_SCALED,
+                lambda r: bool(np.float32(1 / MOST_SCALED) <= np.float32(r) <= MOST_SCALED),
                 f"must be a positive number in {1 / MOST_SCALED:g}..{MOST_SCALED:g}; 1 changes "
                 "nothing",
             ),
