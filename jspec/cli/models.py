@@ -1,7 +1,5 @@
 """Models and rules as the options of the verbs name them."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Literal
 
 from jax.sharding import Mesh
@@ -10,16 +8,11 @@ from jspec import verify
 from jspec.cli.verb import say
 from jspec.core.candidates import Rule
 from jspec.draft.draft import Draft
-from jspec.formats.huggingface import Checkpoint, load
+from jspec.formats.huggingface import Checkpoint
+from jspec.training.loading import load_model
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 LOSSY = "lossy"
-
-
-def load_model(argument: str, source: str, dtype: str, mesh: Mesh | None = None) -> Checkpoint:
-    """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument."""
-    with naming(argument, source):
-        return load(source, dtype=dtype, mesh=mesh)
 
 
 def load_target(source: str, dtype: str, mesh: Mesh | None = None) -> Checkpoint:
@@ -30,16 +23,6 @@ def load_target(source: str, dtype: str, mesh: Mesh | None = None) -> Checkpoint
             f"target={source!r} has no tokenizer: put its tokenizer.json beside config.json"
         )
     return target
-
-
-@contextlib.contextmanager
-def naming(argument: str, source: str) -> Iterator[None]:
-    """Errors inside name the argument."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
-        raise ValueError(f"{argument}={source!r}: {reason}") from error
 
 
 # The lossy rule is its study's, which is imported when the rule is asked for.

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from tyro.conf import Positional
 
 from jspec import zoo
-from jspec.cli.models import Dtype, load_model, naming
+from jspec.cli.models import Dtype
 from jspec.cli.verb import DONE, Verb, emit, say
 from jspec.formats import heads
-from jspec.formats.folder import read_json
+from jspec.formats.folder import naming, read_json
 from jspec.formats.head_layout import SPECULATIVE_TOKENS, Serving
 from jspec.formats.heads import HeadCheckpoint
 from jspec.formats.huggingface import Checkpoint
 from jspec.models.protocol import Params
-from jspec.training.loading import save_draft
+from jspec.training.loading import load_model, save_draft
 from jspec.training.loop import RECIPE
 from jspec.training.run import load_run_draft
 

@@ -1,8 +1,7 @@
 """Any draft beside its target: a small model, a head, or prompt lookup; loaded and checked."""
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.stopping import read_stop
+from jspec.formats.folder import naming
 from jspec.formats.heads import HeadCheckpoint, head_layout, load_head
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.models.heads import HeadParams
@@ -267,7 +267,7 @@ def load_draft(
             f"draft={name!r} is the folder of a run: give {name}/model, which is there once all "
             f"steps are done, or export a checkpoint of it: jspec export {name} FOLDER"
         )
-    with _naming_draft(name):
+    with naming("draft", name):
         if head_layout(source) is not None:
             head = load_head(
                 source, target.model, target.params, dtype=dtype, mesh=mesh, rules=rules
@@ -337,13 +337,3 @@ def _mismatch(name: str, draft: Checkpoint, target: Checkpoint) -> tuple[str, st
         "a draft has the target's vocabulary, or the two differ in padding at the end alone, so "
         "use a draft that was made for this target",
     )
-
-
-@contextlib.contextmanager
-def _naming_draft(name: str) -> Iterator[None]:
-    """Errors inside name the argument."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"source={name!r}").removeprefix(":").strip()
-        raise ValueError(f"draft={name!r}: {reason}") from error

@@ -220,6 +220,16 @@ def conversion(folder: Path) -> str:
 
 
 @contextlib.contextmanager
+def naming(argument: str, source: str, advice: str = "") -> Iterator[None]:
+    """Errors inside become a `ValueError` that names the argument and its value."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
+        raise ValueError(f"{argument}={source!r}: {reason}{advice}") from error
+
+
+@contextlib.contextmanager
 def _naming(place: Path) -> Iterator[None]:
     """Errors of the system inside name what is not written, and what would do."""
     try:

@@ -1,7 +1,5 @@
 """A target and drafts to plan for, by name: trained, published, or described in words."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ from jspec.config import ModelConfig
 from jspec.draft.draft import LOOKUP, load_draft
 from jspec.formats.families import read_config
 from jspec.formats.fields import Fields
-from jspec.formats.folder import find_file, read_json
+from jspec.formats.folder import find_file, naming, read_json
 from jspec.formats.heads import layout_of
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.formats.weights import list_tensors
@@ -46,7 +44,7 @@ def planned_target(source: str, dtype: str, *, weights: bool) -> PlannedTarget:
     """
     if source not in SHAPES:
         if weights:
-            with _naming("target", source):
+            with naming("target", source):
                 found = load(source, dtype=dtype)
             return PlannedTarget(found.model, found)
         return PlannedTarget(transformer(_config("target", source)), None)
@@ -95,7 +93,7 @@ def planned_draft(source: str, target: PlannedTarget, dtype: str) -> PlannedDraf
 
 def _config(argument: str, source: str) -> ModelConfig:
     """The shape of a model, of which only config.json is read."""
-    with _naming(argument, source, f"; shapes known by name are {', '.join(SHAPES)}"):
+    with naming(argument, source, f"; shapes known by name are {', '.join(SHAPES)}"):
         file = find_file(source, "config.json")
         fields = read_json(file)
         if _is_head(fields, file.parent):
@@ -103,16 +101,6 @@ def _config(argument: str, source: str) -> ModelConfig:
                 f"it is a head, of which only its kind counts elsewhere: give {', '.join(HEADS)}"
             )
         return read_config(fields)
-
-
-@contextlib.contextmanager
-def _naming(argument: str, source: str, advice: str = "") -> Iterator[None]:
-    """Errors inside name the argument, and end in the advice."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
-        raise ValueError(f"{argument}={source!r}: {reason}{advice}") from error
 
 
 def _is_head(fields: Fields, folder: Path) -> bool:

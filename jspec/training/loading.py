@@ -1,7 +1,5 @@
 """The models that a recipe names: the target, and the draft to start from, loaded or made."""
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from jax.sharding import Mesh
 
 from jspec.config import ModelConfig
 from jspec.draft.draft import HeadDraft, ModelDraft, load_draft
-from jspec.formats.folder import TOKENIZER_FILES
+from jspec.formats.folder import TOKENIZER_FILES, naming
 from jspec.formats.heads import HeadCheckpoint, native_format, save_head
 from jspec.formats.huggingface import Checkpoint, load, save
 from jspec.models.protocol import Params, init_params
@@ -26,7 +24,7 @@ def load_model(
     argument: str, source: str, dtype: str, mesh: Mesh | None = None, rules: Rules = RULES
 ) -> Checkpoint:
     """Loads `zoo:NAME`, a local folder or a hub name; errors name the argument."""
-    with _naming(argument, source):
+    with naming(argument, source):
         return load(source, dtype=dtype, mesh=mesh, rules=rules)
 
 
@@ -91,7 +89,7 @@ def _loaded_student(
             f"{wanted}: set head for a head, and for nothing else"
         )
     if isinstance(draft, HeadDraft) and recipe.head is not None:
-        with _naming("draft", recipe.draft):
+        with naming("draft", recipe.draft):
             check_head(recipe.head, draft.checkpoint.head)
         return draft.checkpoint
     assert isinstance(draft, ModelDraft)
@@ -123,7 +121,7 @@ def _prune_parent(
     parent = target
     if recipe.parent != "target":
         parent = load_model("parent", recipe.parent, "float32", mesh)
-        with _naming("parent", recipe.parent):
+        with naming("parent", recipe.parent):
             load_draft(parent, target)  # which compares the tokens
     choose = {"first": first_layers, "spread": spread_layers}[recipe.parent_layers]
     config = parent.model.config
@@ -151,13 +149,3 @@ def _new_head(
 
 def _rules(recipe: Distillation) -> Rules:
     return REPLICATED if recipe.replicated else RULES
-
-
-@contextlib.contextmanager
-def _naming(argument: str, source: str) -> Iterator[None]:
-    """Errors that are raised inside name the argument."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
-        raise ValueError(f"{argument}={source!r}: {reason}") from error
