@@ -20,11 +20,11 @@ def published(key, tree: Tree, temperature: float, draft) -> tuple[list[int], in
     """The loop of the published code, a node at a time, and its rounds; node 0 is none of its."""
     fork = all(tree.children(depth) == 1 for depth in range(1, tree.depth))
     how = SamplingParams.create(1, temperature=temperature)
-    text, rounds, law = [*PROMPT], 0, softmax(after([PROMPT], enumerable_params())[0])
+    text, rounds, probs = [*PROMPT], 0, softmax(after([PROMPT], enumerable_params())[0])
     while len(text) - len(PROMPT) < TOKENS:
-        noise = roll(key[None], np.array([len(text)]), how, tree=tree)
-        guess, test = np.asarray(noise.draft)[0, :, 0], np.asarray(noise.uniforms)[0]
-        paths, q = is_draft_token(text, law, guess, tree, temperature, draft)
+        noise = sample(key[None], np.array([len(text)]), how, tree=tree)
+        drafted, test = np.asarray(noise.draft)[0, :, 0], np.asarray(noise.uniforms)[0]
+        paths, q = draft_paths(text, probs, drafted, tree, temperature, draft)
         logits = after([text + path for path in paths.values()], enumerable_params())
         logits = dict(zip(paths, logits, strict=True))
         p = {node: law_at(row, temperature) for node, row in logits.items()}
@@ -41,18 +41,18 @@ def published(key, tree: Tree, temperature: float, draft) -> tuple[list[int], in
                 longest, kept = length, line[: length + 1]
         last, rounds = kept[-1], rounds + 1
         text += paths[last]
-        law = p[last]
+        probs = p[last]
         if temperature == 0 and fork:
-            law = softmax(logits[last])
+            probs = softmax(logits[last])
         elif temperature and 0 < longest < tree.depth - 1:
-            law = np.maximum(p[last] - q[kept[-2] if fork else last], 0)
-            law /= law.sum()
+            probs = np.maximum(p[last] - q[kept[-2] if fork else last], 0)
+            probs /= probs.sum()
     return text[len(PROMPT) :][:TOKENS], rounds
 
 
-def is_draft_token(text, law, guess, tree: Tree, temperature: float, draft) -> tuple[dict, dict]:
-    """The tokens from its root to every node, and the draft's law at those that have children."""
-    roots = drawn(law, guess[0], tree.children(0))
+def draft_paths(text, probs, drafted, tree: Tree, temperature: float, draft) -> tuple[dict, dict]:
+    """Tokens from its root to every node, and the draft's distribution where there are children."""
+    roots = drawn(probs, drafted[0], tree.children(0))
     paths, q = {1 + rank: [token] for rank, token in enumerate(roots)}, {}
     for depth in range(1, tree.depth):
         level = [node for node in paths if len(paths[node]) == depth]
@@ -60,7 +60,7 @@ def is_draft_token(text, law, guess, tree: Tree, temperature: float, draft) -> t
         for node, row in zip(level, logits, strict=True):
             q[node] = softmax(row / (temperature or 1))
             children = [child for child, above in enumerate(tree.parents) if above == node]
-            tokens = drawn(q[node], guess[node], len(children))
+            tokens = drawn(q[node], drafted[node], len(children))
             paths |= {c: [*paths[node], t] for c, t in zip(children, tokens, strict=False)}
     return paths, q
 
@@ -75,11 +75,11 @@ def over(node: int, leaf: int, tree: Tree) -> bool:
     return leaf == node
 
 
-def drawn(law: np.ndarray, noise: np.ndarray, count: int) -> list[int]:
+def drawn(probs: np.ndarray, noise: np.ndarray, count: int) -> list[int]:
     """So many tokens without replacement, none of which has probability 0."""
     with np.errstate(divide="ignore"):
-        order = np.argsort(-(np.log(law) + noise), kind="stable")[:count]
-    return [int(token) for token in order if law[token] > 0]
+        order = np.argsort(-(np.log(probs) + noise), kind="stable")[:count]
+    return [int(token) for token in order if probs[token] > 0]
 
 
 def after(contexts: list[list[int]], params) -> np.ndarray:
@@ -92,10 +92,10 @@ def after(contexts: list[list[int]], params) -> np.ndarray:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    law = np.exp(logits - logits.max())
-    return law / law.sum()
+    probs = np.exp(logits - logits.max())
+    return probs / probs.sum()
 
 
 @functools.partial(jax.jit, static_argnames=("tree",))
-def roll(keys, length, how, *, tree: Tree):
+def sample(keys, length, how, *, tree: Tree):
     return LOSSY.sample_noise(keys, length, how, tree=tree, vocab_size=VOCABULARY)

@@ -60,14 +60,22 @@ def attend(
         total = weights.sum(axis=-1) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
         past_value = jnp.where(valid, past_value, 0)
-        # Nor in a row of the block that overflowed: those that see it are NaN, and no others.
-        broken = ~jnp.isfinite(value).all(axis=-1)
-        value = jnp.where(broken[..., None], 0, value)
-        spoiled = (mask & broken[:, :, None, None]).any(axis=-1)
         mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
         mixed += _dot("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
-        mixed = jnp.where(spoiled[..., None], jnp.nan, mixed)
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
+
+
+def hide_overflow(key: Array, value: Array) -> tuple[Array, Array]:
+    """NaN for the keys of values that are not finite, and zeros for these values.
+
+    A weight of zero does not hide such a value from the queries that do not see its row, which in a
+    tree are those of other branches. Scores are masked, so a key that is NaN reaches those alone
+    that see it.
+
+    Args:
+      key, value: `[B, K, N, C]`.
+    """
+    return key + 0 * value, jnp.where(jnp.isfinite(value), value, 0)
 
 
 def window_mask(window: int, mask: Array, positions: Array) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 
 from jspec.config import ModelConfig, RopeScaling
-from jspec.core.attention import attend
+from jspec.core.attention import attend, hide_overflow
 from jspec.core.cache import Block, Cache
 from jspec.parallel.sharding import named
 
@@ -110,6 +110,8 @@ def attend_layer(
     Returns:
       `[B, H, T, C]`, and the block's keys and values `[B, K, N, C]`.
     """
+    if cache is not None:
+        key, value = hide_overflow(key, value)
     if block is not None:
         put = jax.lax.dynamic_update_slice_in_dim
         key, value = put(block.k[layer], key, start, 2), put(block.v[layer], value, start, 2)

@@ -58,7 +58,7 @@ def test_speculation_equals_plain_decoding(kind, target, params, drafts, batch, 
     cut = ends_in_a_draft_token(written)
     print(
         f"{kind}: {ties} near-ties in {int(written.length.sum())} tokens, "
-        f"{written.acceptance_length:.2f} tokens per round, "
+        f"{written.acceptance_length:.2f} acceptance length, "
         f"{cut.sum()} rows used up their budget inside a kept path"
     )
     assert not parted

@@ -106,7 +106,7 @@ def assert_plain(
 ) -> None:
     """The texts are plain decoding's, and say something: whole paths are kept, and some not."""
     ties, parted = disagreements(target, params, batch, plain, written)
-    print(f"{ties} near-ties, {written.acceptance_length:.2f} tokens per round")
+    print(f"{ties} near-ties, {written.acceptance_length:.2f} acceptance length")
     assert not parted
     assert ties <= 1
     assert np.all(written.length == TOKENS)

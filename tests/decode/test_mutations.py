@@ -36,10 +36,10 @@ def parted_rows(target, params, batch, plain, written) -> list[str]:
 
 
 def test_noise_that_forgets_its_position_breaks_the_law(monkeypatch):
-    def forgetful(keys, positions, vocabulary, sampling):
+    def without_position(keys, positions, vocabulary, sampling):
         return sample_noise(keys, jnp.zeros_like(positions), vocabulary, sampling)
 
-    monkeypatch.setattr(decode, "sample_noise", forgetful)
+    monkeypatch.setattr(decode, "sample_noise", without_position)
     autoregress = compiled_again(decode.autoregress)
     written = plain_draws(42, autoregress, temperature=1.0)
     assert p_value(counts_of(written), joint_law(temperature=1.0)) < SMALLEST_P

@@ -55,7 +55,9 @@ def propose(drafter: LookupDrafter, texts: list[list[int]], garbage: int = 0):
 @pytest.mark.parametrize(
     ("width", "depth", "longest", "shortest"), [(1, 4, 3, 1), (3, 3, 4, 1), (2, 2, 3, 2)]
 )
-def test_look_up_copies_what_followed_the_longest_latest_match(width, depth, longest, shortest):
+def test_prompt_lookup_copies_what_followed_the_longest_latest_match(
+    width, depth, longest, shortest
+):
     rng = np.random.default_rng(91)
     texts = [rng.integers(0, 4, rng.integers(1, 30)).tolist() for _ in range(100)]
     tree = Tree.fork(width, depth)
@@ -74,18 +76,18 @@ def test_look_up_copies_what_followed_the_longest_latest_match(width, depth, lon
     assert 0 < found < width * len(texts)
 
 
-def test_look_up_prefers_a_longer_match_to_a_later_one():
+def test_prompt_lookup_prefers_a_longer_match_to_a_later_one():
     candidates = propose(LookupDrafter(Tree.chain(2)), [[1, 2, 3, 7, 2, 3, 8, 1, 2, 3]])
     assert candidates.tokens[0].tolist() == [3, 7, 2]
 
 
-def test_look_up_follows_a_loop_past_the_end():
+def test_prompt_lookup_follows_a_loop_past_the_end():
     candidates = propose(LookupDrafter(Tree.chain(5)), [[9, 4, 5, 4, 5], [6, 6]])
     assert candidates.tokens.tolist() == [[5, 4, 5, 4, 5, 4], [6, 6, 6, 6, 6, 6]]
     assert np.all(candidates.valid)
 
 
-def test_look_up_guesses_nothing_where_nothing_was_seen_before():
+def test_prompt_lookup_drafts_nothing_where_nothing_was_seen_before():
     candidates = propose(LookupDrafter(Tree.fork(2, 2)), [[1, 2, 3], [5]])
     assert not np.any(candidates.valid[:, 1:])
     assert np.all(candidates.valid[:, 0])
@@ -100,7 +102,7 @@ def test_chains_of_a_fork_start_with_different_tokens():
         assert len(set(first)) == len(first) > 1
 
 
-def test_look_up_refuses_what_it_cannot_fill():
+def test_prompt_lookup_refuses_what_it_cannot_fill():
     with pytest.raises(ValueError, match="branches below its root"):
         LookupDrafter(Tree.branching((2, 2)))
     with pytest.raises(ValueError, match="tree of 4 nodes is dynamic and needs scores"):

@@ -51,7 +51,7 @@ def test_greedy_text_is_plain_decodings_wherever_rejection_stops(
     assert np.any(written.num_draft_levels < LONG.depth * written.num_rounds)
 
 
-def test_dice_that_refuse_a_guess_are_not_seen_by_what_decides():
+def test_uniforms_that_reject_a_draft_token_are_not_seen_by_what_decides():
     """A decider that could see them would make of an exact rule another."""
     seen = []
 

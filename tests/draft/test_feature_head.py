@@ -75,7 +75,7 @@ def draft_next(draft, own, written):
     return np.asarray(candidates.tokens), np.asarray(candidates.parent)
 
 
-def test_after_rounds_it_guesses_as_if_it_began_with_the_whole_text(draft, params, written):
+def test_after_rounds_it_drafts_as_if_it_began_with_the_whole_text(draft, params, written):
     drafter, weights = draft
     state, _, _ = written
     sizes = {"capacity": 2 * state.tokens.shape[1], "chunk": state.tokens.shape[1] // 4}
@@ -129,7 +129,7 @@ def test_it_reads_the_targets_features_and_below_the_root_its_own(draft, params,
             np.testing.assert_array_equal(found[row, children], best)
 
 
-def test_a_root_that_is_the_first_token_can_be_guessed_from(draft, target, params):
+def test_it_drafts_from_a_root_that_is_the_first_token(draft, target, params):
     drafter, weights = draft
     tokens = jnp.zeros((1, 64), jnp.int32).at[0, 0].set(5)
     features = jnp.full(
@@ -150,7 +150,7 @@ def test_a_root_that_is_the_first_token_can_be_guessed_from(draft, target, param
     ],
     ids=lambda rule: rule.name,
 )
-def test_a_head_with_fewer_tokens_guesses_none_but_its_own(rule, target, params, batch):
+def test_a_head_with_fewer_tokens_drafts_none_but_its_own(rule, target, params, batch):
     """At every temperature, with cuts and penalties; some of them more often than others."""
     tree = Tree.chain(3) if rule is token_level else TREE
     drafter, weights = headed(few_tokens(target), target, params, tree)

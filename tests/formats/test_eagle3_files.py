@@ -105,7 +105,7 @@ def test_a_head_is_read_back_bit_for_bit_from_either_layout_and_from_the_other(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_head_that_was_read_guesses_the_same(format, tmp_path):
+def test_a_head_that_was_read_drafts_the_same(format, tmp_path):
     head = few(own_embedding=True, fc_norm=True, norm_before_residual=True)
     own = write(tmp_path / "head", head, format)
     again = read(tmp_path / "head")
@@ -118,8 +118,8 @@ def test_a_head_that_was_read_guesses_the_same(format, tmp_path):
     @functools.partial(jax.jit, static_argnums=0)
     def logits(head, params):
         embedded = head.embed(params, tokens, target=TARGET)
-        guess = head.forward(params.head, embedded, head.fuse(params.head, seen), places, causal)
-        return head.logits(params, guess.hidden, target=TARGET)
+        first = head.forward(params.head, embedded, head.fuse(params.head, seen), places, causal)
+        return head.logits(params, first.hidden, target=TARGET)
 
     found = logits(again.head, again.params_for(PARAMS))
     np.testing.assert_array_equal(found, logits(head, HeadParams(own, PARAMS, D2T)))

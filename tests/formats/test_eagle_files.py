@@ -98,7 +98,7 @@ def test_a_head_of_every_kind_is_read_back_bit_for_bit(written, params):
     assert_same(again.params, own)
 
 
-def test_a_head_that_was_read_guesses_the_same(written, params):
+def test_a_head_that_was_read_drafts_the_same(written, params):
     _, head, own, folder = written
     again = read(folder, params)
     embedded, features = jax.random.normal(jax.random.key(3), (2, 2, 5, D))

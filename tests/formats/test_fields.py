@@ -55,7 +55,7 @@ def test_fields_and_those_that_are_absent_mean_what_transformers_makes_of_them(c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_written_reads_as_it_was_in_either_spelling_alone(case):
+def test_what_is_written_reads_the_same_in_either_spelling_alone(case):
     family, fields = CASES[case]
     config = read_config({"model_type": family, **fields})
     written = FAMILIES[family].write_config(config)

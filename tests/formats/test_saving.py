@@ -210,7 +210,7 @@ def test_saving_over_a_model_replaces_it_and_keeps_what_else_is_there(original, 
     assert [entry.name for entry in folder.parent.iterdir()] == ["model"]
 
 
-def test_a_save_that_fails_leaves_everything_as_it_was(original, folder, tmp_path):
+def test_a_save_that_fails_changes_nothing(original, folder, tmp_path):
     model, params, _ = original
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     refused(lambda: save(folder, model, params, tokenizer=3), "tokenizer=int", "transformers")

@@ -112,7 +112,7 @@ def test_it_has_the_targets_embedding_or_its_own():
 
 
 def test_all_that_is_trained_has_a_gradient():
-    """Of a guess and the next one, and nothing trained is a whole number."""
+    """Of a draft token and the next one, and nothing trained is a whole number."""
     head = made(draft_vocab_size=len(TOKENS), own_embedding=True, fc_norm=True)
     causal, places = np.tril(np.ones((5, 5), bool)), np.arange(5)[None]
     seen = head.read_hidden_states(output(*jax.random.normal(jax.random.key(8), (2, 3, 5, D))))
@@ -121,10 +121,10 @@ def test_all_that_is_trained_has_a_gradient():
         params, tokens = HeadParams(own, None, OFFSETS), np.arange(15).reshape(3, 5)
         embedded, features = head.embed(params, tokens, target=TARGET), head.fuse(own, seen)
         for _ in range(2):
-            guess = head.forward(own, embedded, features, places, causal)
-            features = guess.features
-        law = jax.nn.softmax(head.logits(params, guess.hidden, target=TARGET))
-        return jnp.square(law).sum()
+            first = head.forward(own, embedded, features, places, causal)
+            features = first.features
+        probs = jax.nn.softmax(head.logits(params, first.hidden, target=TARGET))
+        return jnp.square(probs).sum()
 
     gradient = jax.jit(jax.grad(loss))(drawn(head))
     assert all(np.isfinite(x).all() and np.any(x) for x in jax.tree.leaves(gradient))

@@ -107,14 +107,14 @@ def test_one_chain_is_exact_once_every_residual_is_right():
         pytest.param(STATIC, id="static"),
     ],
 )
-def test_the_text_is_that_of_the_published_loop_with_the_same_dice(tree):
+def test_the_text_is_that_of_the_published_loop_with_the_same_uniforms(tree):
     written = ours(tree)
     texts, rounds = theirs(tree)
     np.testing.assert_array_equal(written.tokens[:, :TOKENS], texts)
     # One round more asks for the law after the prompt.
     np.testing.assert_array_equal(written.num_rounds, [1 + count for count in rounds])
     kept = np.asarray(written.accepted_by_position).sum(axis=0)
-    print(f"{written.num_rounds.sum()} rounds, kept by depth {kept}")
+    print(f"{written.num_rounds.sum()} rounds, accepted by depth {kept}")
     assert written.num_rounds.sum() > 60 and np.all(kept[1:] > 10)
 
 

@@ -62,7 +62,7 @@ def test_a_document_is_cut_only_if_it_is_longer_than_a_row():
     assert start == 0 and MIN_PIECE <= stop < LENGTH + 1
 
 
-def test_positions_begin_anew_with_every_document():
+def test_positions_start_at_zero_in_every_document():
     batch = jax.tree.map(jax.numpy.asarray, everything())
     for tokens, document, positions in zip(
         np.asarray(batch.tokens), np.asarray(batch.document), np.asarray(batch.positions),

@@ -1,4 +1,4 @@
-"""Decision networks: what they are taught, how well they know it, and how they are kept."""
+"""Decision networks: what they are taught, how well they know it, and how they are saved."""
 
 import functools
 import json
@@ -32,7 +32,7 @@ from jspec.training.stop_network import (
 TOKENS, WIDTH, VOCABULARY = 24, 6, 13
 
 
-def warped_law(logits: np.ndarray, temperature: float) -> np.ndarray:
+def filtered_probs(logits: np.ndarray, temperature: float) -> np.ndarray:
     if temperature == 0:
         return np.eye(len(logits))[np.argmax(logits)]
     law = np.exp((logits - logits.max()) / temperature)
@@ -52,13 +52,13 @@ def test_labels_and_inputs_are_those_of_the_definition(temperature):
     picks = np.argmax(target / hot + noise, axis=-1)
     found = label(*map(jnp.float32, (target, draft, hidden, noise)), picks, temperature)
     for place, at in enumerate(np.ndindex(2, 5)):
-        p, q = warped_law(target[at], temperature), warped_law(draft[at], temperature)
+        p, q = filtered_probs(target[at], temperature), filtered_probs(draft[at], temperature)
         drawn = np.argmax(draft[at] / hot + noise[at])
         survives = min(1.0, p[drawn] / q[drawn])
         soft = found.accepted[TOKEN_LEVEL][place]
         np.testing.assert_allclose(soft, survives, rtol=1e-4, atol=1e-6)
         assert found.accepted[COUPLED][place] == (drawn == picks[at])
-        told = warped_law(draft[at], hot)
+        told = filtered_probs(draft[at], hot)
         law = [-(told * np.log(told)).sum(), *np.sort(told)[::-1][:10]]
         np.testing.assert_allclose(found.inputs["distribution"][place], law, rtol=1e-4)
         np.testing.assert_array_equal(found.inputs["hidden"][place], np.float32(hidden[at]))
@@ -74,7 +74,7 @@ def test_the_soft_label_is_on_average_what_two_laws_share():
     picks = np.argmax(target / temperature + noise, axis=-1)
     hidden = np.zeros((count, 1, WIDTH), np.float32)
     found = np.asarray(label(*alike, hidden, noise, picks, temperature).accepted[TOKEN_LEVEL])
-    shared = np.minimum(*(warped_law(x, temperature) for x in (target, draft))).sum()
+    shared = np.minimum(*(filtered_probs(x, temperature) for x in (target, draft))).sum()
     assert 0.2 < shared < 0.9
     assert abs(found.mean() - shared) < 4 * found.std() / np.sqrt(count)
 
@@ -85,7 +85,7 @@ def few(batch):
     return rows_of(batch, slice(0, 6))
 
 
-def rolled(target, params, few, reader, temperature):
+def labelled(target, params, few, reader, temperature):
     return label_draft_tokens(
         params,
         few.prompts,
@@ -97,18 +97,18 @@ def rolled(target, params, few, reader, temperature):
     )
 
 
-def test_who_guesses_as_the_target_does_is_always_kept(target, params, few):
+def test_a_draft_equal_to_the_target_is_always_accepted(target, params, few):
     for temperature in (0.0, 1.0):
         own = functools.partial(model_pass, params, model=target)
-        kept = rolled(target, params, few, own, temperature).accepted
-        assert len(kept[COUPLED]) == 6 * TOKENS
-        assert np.all(kept[COUPLED] == 1)
-        np.testing.assert_allclose(kept[TOKEN_LEVEL], 1, atol=1e-3)
+        accepted = labelled(target, params, few, own, temperature).accepted
+        assert len(accepted[COUPLED]) == 6 * TOKENS
+        assert np.all(accepted[COUPLED] == 1)
+        np.testing.assert_allclose(accepted[TOKEN_LEVEL], 1, atol=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["small model", "head"])
-def test_a_guess_counts_as_kept_where_decoding_keeps_it(target, params, few, kind):
+def test_a_draft_token_counts_as_accepted_where_decoding_accepts_it(target, params, few, kind):
     if kind == "head":
         draft = headed(few_tokens(target), target, params, Tree.chain(1))
         head, shown = draft.drafter.head, draft.drafter.target
@@ -121,7 +121,7 @@ def test_a_guess_counts_as_kept_where_decoding_keeps_it(target, params, few, kin
         cousin = jax.jit(near)(params, jax.random.key(12), 0.2)
         draft = Candidate(SmallModelDrafter(target, Tree.chain(1)), cousin)
         shown, reader = target, functools.partial(model_pass, draft.params, model=target)
-    kept = rolled(target, params, few, reader, 1.0).accepted[COUPLED].reshape(6, TOKENS)
+    accepted = labelled(target, params, few, reader, 1.0).accepted[COUPLED].reshape(6, TOKENS)
     how = SamplingParams.create(6, temperature=1.0)
     written = generate(
         params, draft.params, few.prompts, few.keys, how,
@@ -131,11 +131,11 @@ def test_a_guess_counts_as_kept_where_decoding_keeps_it(target, params, few, kin
     for row in range(6):
         place = 0
         while place < TOKENS:
-            expected[row, place] = kept[row, place]
-            # After a draft token that is kept the target's own token comes, which nobody drafted.
-            place += 2 if kept[row, place] else 1
+            expected[row, place] = accepted[row, place]
+            # After an accepted draft token comes the target's own, which nobody drafted.
+            place += 2 if accepted[row, place] else 1
     np.testing.assert_array_equal(written.is_draft_token[:, :TOKENS], expected)
-    assert 0.02 < kept.mean() < 0.98
+    assert 0.02 < accepted.mean() < 0.98
 
 
 # Teaching
@@ -160,7 +160,7 @@ def test_a_network_learns_what_can_be_told_apart():
     assert taught.losses[taught.best_epoch - 1] == min(taught.losses) < 0.3
 
 
-def test_the_network_that_is_best_on_held_out_guesses_is_kept():
+def test_the_network_that_is_best_on_held_out_draft_tokens_is_saved():
     seen, against = separable(2000, 3), separable(500, 4, -1.0)
     taught = train_network(network, seen, against, epochs=4)
     assert taught.best_epoch == 1 and taught.losses == sorted(taught.losses)
@@ -168,7 +168,7 @@ def test_the_network_that_is_best_on_held_out_guesses_is_kept():
     jax.tree.map(np.testing.assert_array_equal, taught.params, once.params)
 
 
-def test_what_is_no_number_is_not_learned():
+def test_nan_is_not_learned():
     seen = separable(100, 3)
     broken = Examples(np.full_like(seen.inputs, np.nan), seen.labels)
     with pytest.raises(ValueError, match="^loss=nan after epoch 1"):
@@ -180,18 +180,18 @@ def test_what_is_no_number_is_not_learned():
 
 def test_errors_are_those_of_the_definition():
     rng = np.random.default_rng(5)
-    chance, kept = rng.uniform(size=400), rng.integers(0, 2, 400).astype(float)
+    chance, accepted = rng.uniform(size=400), rng.integers(0, 2, 400).astype(float)
     chance[0], chance[1] = 0.0, 1.0
-    found = calibration(chance, kept, name="x", rule=COUPLED, temperature=1.0)
+    found = calibration(chance, accepted, name="x", rule=COUPLED, temperature=1.0)
     error = 0.0
     for number in range(BINS):
         last = number == BINS - 1
         here = (chance >= number / BINS) & ((chance < (number + 1) / BINS) | last)
-        error += here.sum() * abs(chance[here].mean() - kept[here].mean()) / 400
+        error += here.sum() * abs(chance[here].mean() - accepted[here].mean()) / 400
     assert found.error == pytest.approx(error)
-    assert found.accuracy == pytest.approx(np.mean((chance > 0.5) == kept))
+    assert found.accuracy == pytest.approx(np.mean((chance > 0.5) == accepted))
     assert sum(one.count for one in found.bins) == 400
-    right = calibration(kept, kept, name="x", rule=COUPLED, temperature=1.0)
+    right = calibration(accepted, accepted, name="x", rule=COUPLED, temperature=1.0)
     assert (right.error, right.accuracy, len(right.bins)) == (0, 1, 2)
 
 
@@ -199,18 +199,18 @@ def test_errors_are_those_of_the_definition():
 
 
 @pytest.fixture(scope="module", params=list(LABELS))
-def kept(request, tmp_path_factory):
+def saved(request, tmp_path_factory):
     """A network of each kind with its parameters, and the folder where it was saved."""
     network = make_network(request.param, WIDTH)
     decision = Decision(network, network.init(jax.random.key(5)), WIDTH, (0.0, 0.7), 0.25)
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("saved")
     (folder / "config.json").write_text("{}")
     save_decision(folder, decision)
     return decision, folder
 
 
-def test_what_is_saved_reads_back_the_same(kept):
-    decision, folder = kept
+def test_what_is_saved_reads_back_the_same(saved):
+    decision, folder = saved
     read = load_decision(folder, width=WIDTH)
     assert (read.network, read.threshold) == (decision.network, 0.25)
     assert (read.width, read.temperatures) == (WIDTH, (0.0, 0.7))
@@ -232,8 +232,8 @@ def test_the_earlier_name_of_a_kind_is_read(tmp_path):
     assert load_decision(tmp_path).network == network
 
 
-def test_a_write_that_fails_leaves_what_was_there_or_what_is_new(kept, tmp_path, monkeypatch):
-    decision, folder = kept
+def test_a_write_that_fails_leaves_what_was_there_or_what_is_new(saved, tmp_path, monkeypatch):
+    decision, folder = saved
     copy = shutil.copytree(folder, tmp_path / "copy")
 
     def full(*args, **how):
@@ -284,8 +284,8 @@ def test_a_write_that_fails_leaves_what_was_there_or_what_is_new(kept, tmp_path,
     ],
     ids=str,
 )
-def test_a_file_that_says_what_cannot_be_is_refused(kept, tmp_path, changes, said):
-    folder = shutil.copytree(kept[1], tmp_path / "copy")
+def test_a_file_that_says_what_cannot_be_is_refused(saved, tmp_path, changes, said):
+    folder = shutil.copytree(saved[1], tmp_path / "copy")
     about = {**json.loads((folder / ABOUT).read_text()), **changes}
     (folder / ABOUT).write_text(json.dumps({k: v for k, v in about.items() if v is not None}))
     with pytest.raises(ValueError) as error:
@@ -304,16 +304,16 @@ def test_a_file_that_says_what_cannot_be_is_refused(kept, tmp_path, changes, sai
         (lambda t: t | {"layers.0.weight": t["layers.0.weight"] * np.nan}, "are not finite"),
     ],
 )
-def test_weights_that_are_not_the_networks_are_refused(kept, tmp_path, damage, said):
-    folder = shutil.copytree(kept[1], tmp_path / "copy")
+def test_weights_that_are_not_the_networks_are_refused(saved, tmp_path, damage, said):
+    folder = shutil.copytree(saved[1], tmp_path / "copy")
     save_file(damage(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     with pytest.raises(ValueError) as error:
         load_decision(folder)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_file_of_its_kind_or_for_another_draft_is_refused(kept, tmp_path):
-    folder = shutil.copytree(kept[1], tmp_path / "copy")
+def test_what_is_no_file_of_its_kind_or_for_another_draft_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved[1], tmp_path / "copy")
     with pytest.raises(ValueError, match=f"width={WIDTH}, and the draft's hidden states have 32"):
         load_decision(folder, width=32)
     whole = (folder / WEIGHTS).read_bytes()
@@ -327,4 +327,4 @@ def test_what_is_no_file_of_its_kind_or_for_another_draft_is_refused(kept, tmp_p
     with pytest.raises(FileNotFoundError, match=f"has no {WEIGHTS}"):
         load_decision(folder)
     with pytest.raises(ValueError, match="these are not parameters"):
-        save_decision(folder, replace(kept[0], params=()))
+        save_decision(folder, replace(saved[0], params=()))

@@ -168,7 +168,7 @@ def test_a_run_can_move_from_mesh_to_mesh_and_is_the_one_without(capsys, config,
 
 
 @pytest.mark.slow
-def test_rollouts_are_the_students_own_and_written_anew(capsys, config):
+def test_on_policy_texts_are_the_students_own_and_generated_again(capsys, config):
     fields = (
         "on_policy.weight=1", "on_policy.every=2", "on_policy.count=3",
         "on_policy.max_new_tokens=10", "on_policy.prompt_length=4", "teacher_data.weight=0",
@@ -186,7 +186,7 @@ def test_rollouts_are_the_students_own_and_written_anew(capsys, config):
 
 
 @pytest.mark.slow
-def test_a_draft_can_begin_afresh(capsys, config, models):
+def test_a_draft_can_begin_again_from_nothing(capsys, config, models):
     text = config.read_text().replace('draft="zoo:wide"', "model=SHAPE")
     shape = "SHAPE = ModelConfig(320, 24, 24, 1, 2, 1, 8, 320)\n"
     config.write_text("from jspec.config import ModelConfig\n" + shape + text)
@@ -275,7 +275,7 @@ def test_another_draft_does_not_go_on_with_a_run(capsys, config):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):
+def test_a_loss_that_is_nan_ends_the_run_and_keeps_what_was_good(capsys, config, monkeypatch):
     distil(capsys, config, "steps=4")
     capsys.readouterr()
     assert main(("distill", str(config), "learning_rate=3e38")) == 1

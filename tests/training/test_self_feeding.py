@@ -91,8 +91,8 @@ def test_a_step_predicts_what_drafting_would_at_its_depth(params, inputs, chunk)
     @jax.jit
     def draft(e, f):
         at = np.arange(LENGTH)
-        guess = HEAD.forward(params, e[None], f[None], at[None], CAUSAL)
-        return guess.hidden[0], guess.features[0]
+        first = HEAD.forward(params, e[None], f[None], at[None], CAUSAL)
+        return first.hidden[0], first.features[0]
 
     compared = 0
     for row in range(ROWS):

@@ -162,12 +162,12 @@ def test_drafting_testing_and_emitting_with_the_same_noise(monkeypatch):
 
 @pytest.mark.slow
 def test_penalties_that_ignore_the_tokens_of_the_block(monkeypatch):
-    def forgetful(logits, sampling, counts, tree_context=None):
+    def without_counts(logits, sampling, counts, tree_context=None):
         return process_logits(logits, sampling, counts)
 
     how = {"temperature": 1.0, "presence_penalty": 1.0, "frequency_penalty": 0.5}
     assert follows_the_law(**how)
-    monkeypatch.setattr(decode, "process_logits", forgetful)
+    monkeypatch.setattr(decode, "process_logits", without_counts)
     assert not follows_the_law(**how)
 
 

@@ -154,7 +154,7 @@ def test_text_follows_the_distribution_of_the_target(rule, tree, stop, draft, wa
         # A round that keeps a whole path writes one token more than the tree is deep.
         cut_short = 1 - written.accepted_by_position[:, -1].sum() / written.num_rounds.sum()
         depth = written.num_draft_levels.sum() / written.num_rounds.sum()
-        print(f"{name}: p = {p:.3f}, {written.acceptance_length:.2f} tokens per round")
+        print(f"{name}: p = {p:.3f}, {written.acceptance_length:.2f} acceptance length")
         assert p > SMALLEST_P, name
         # It says something only where tokens are accepted, and where some are not.
         assert cut_short > 0.3, name
