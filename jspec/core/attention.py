@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jspec.core.products import contract
+
 
 def attend(
     query: Array,
@@ -37,14 +39,14 @@ def attend(
     grouped = query.reshape(batch, key.shape[1], -1, new, channels)
     factor = channels**-0.5 if scale is None else scale
     mask = jnp.broadcast_to(mask, (batch, new, key.shape[2]))[:, None, None]
-    scores = _soft_cap(_dot("bkgtc,bknc->bkgtn", grouped, key) * factor, cap)
+    scores = _soft_cap(contract("bkgtc,bknc->bkgtn", grouped, key) * factor, cap)
     scores = jnp.where(mask, scores, -jnp.inf)
     # Each query's best score keeps `exp` in range, and cancels: it has no gradient.
     peak = jax.lax.stop_gradient(scores.max(axis=-1))
     if past_key is None or past_value is None or length is None:
         weights = jnp.exp(scores - peak[..., None])
         total = weights.sum(axis=-1)
-        mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
+        mixed = contract("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
     else:
         rows = jnp.arange(past_key.shape[2], dtype=jnp.int32)[None]
         valid = (rows < length[:, None])[:, None, :, None]
@@ -52,7 +54,7 @@ def attend(
         if first is not None:
             seen = seen & (rows[..., None] >= first[:, None])[:, None, :, None]
         # Keys come first: a product with the cache on the left needs no copy of it on CPU.
-        past_scores = _soft_cap(_dot("bknc,bkgtc->bkngt", past_key, grouped) * factor, cap)
+        past_scores = _soft_cap(contract("bknc,bkgtc->bkngt", past_key, grouped) * factor, cap)
         past_scores = jnp.where(seen, past_scores, -jnp.inf)
         peak = jnp.maximum(peak, past_scores.max(axis=2))
         weights = jnp.exp(scores - peak[..., None])
@@ -60,8 +62,8 @@ def attend(
         total = weights.sum(axis=-1) + past_weights.sum(axis=2)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
         past_value = jnp.where(valid, past_value, 0)
-        mixed = _dot("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
-        mixed += _dot("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
+        mixed = contract("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
+        mixed += contract("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
     return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
@@ -101,7 +103,3 @@ def window_mask(window: int, mask: Array, positions: Array) -> tuple[Array, Arra
 
 def _soft_cap(scores: Array, cap: float | None) -> Array:
     return scores if cap is None else cap * jnp.tanh(scores / cap)
-
-
-def _dot(axes: str, left: Array, right: Array) -> Array:
-    return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)

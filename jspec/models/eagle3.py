@@ -231,7 +231,8 @@ class Eagle3Layer(nn.Module):
         self.feedforward_norm = norm(c.norm_eps)
         self.feedforward = GatedMLP(c)
         self.norm = norm(c.norm_eps)
-        self.head = Linear(self.draft_vocab_size, ("draft_vocab_size", "hidden_size"))
+        axes = "draft_vocab_size", "hidden_size"
+        self.head = Linear(self.draft_vocab_size, axes, dtype=jnp.float32)
 
     def fuse(self, hidden_states: Array) -> Array:
         """`Head.fuse`."""
@@ -274,7 +275,7 @@ class Eagle3Layer(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Over its own tokens: `[..., D]` -> `[..., draft vocabulary]` float32."""
-        return self.head(hidden).astype(jnp.float32)
+        return self.head(hidden)
 
 
 def _call_everything(module: Eagle3Layer) -> Array:

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jax import Array
 from jspec.config import ModelConfig, RopeScaling
 from jspec.core.attention import attend, hide_overflow
 from jspec.core.cache import Block, Cache
+from jspec.core.products import project
 from jspec.parallel.sharding import named
 
 # Cosines and sines, `[B, 1, T, C / 2]` each.
@@ -269,24 +270,27 @@ def _expand(weight: Array, x: Array) -> Array:
 
 
 class Linear(nn.Module):
-    """`x @ weight.T`; the weight is `[out, in]`, as files hold it.
+    """`x @ weight.T` and a bias; the weight is `[out, in]`, as files hold it.
 
     Attributes:
       features: how many outputs.
       axes: the names of the weight's two axes.
+      dtype: of the result; None for that of `x`.
     """
 
     features: int
     axes: tuple[str | None, str | None]
     use_bias: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[B, T, in]` -> `[B, T, out]`."""
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
         weight = self.param("weight", named(init, *self.axes), (self.features, x.shape[-1]))
-        y = jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
-        if self.use_bias:
-            bias = named(nn.initializers.zeros, self.axes[0])
-            y = y + self.param("bias", bias, (self.features,))[None, None]
-        return y
+        if not self.use_bias:
+            return project(x, weight, self.dtype)
+        init = named(nn.initializers.zeros, self.axes[0])
+        bias = self.param("bias", init, (self.features,))
+        y = project(x, weight, jnp.float32) + bias.astype(jnp.float32)[None, None]
+        return y.astype(self.dtype or x.dtype)

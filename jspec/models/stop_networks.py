@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jspec.core.products import project
 from jspec.models.protocol import Params
 
 PUBLISHED_THRESHOLD = 0.4
@@ -78,7 +79,7 @@ class StopNetwork:
         x = inputs.astype(jnp.float32)
         for number, layer in enumerate(params):
             x = jax.nn.relu(x) if number else x
-            x = x @ layer["weight"].T
+            x = project(x, layer["weight"])
             x += jnp.broadcast_to(layer["bias"], x.shape)
         return x[..., 0]
 

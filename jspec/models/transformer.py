@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -16,6 +15,7 @@ from jax import Array
 from jspec.config import ModelConfig
 from jspec.core.attention import window_mask
 from jspec.core.cache import Block, Cache
+from jspec.core.products import project
 from jspec.models.layers import (
     NORMS,
     Attention,
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
         if c.final_norm:
             self.norm = NORMS[c.norm](c.norm_eps)
         if not c.tie_word_embeddings:
-            self.head = Linear(c.vocab_size, ("vocab_size", "hidden_size"))
+            self.head = Linear(c.vocab_size, ("vocab_size", "hidden_size"), dtype=jnp.float32)
 
     def __call__(
         self,
@@ -165,14 +165,9 @@ class Transformer(nn.Module):
         """`Model.logits`."""
         c = self.config
         if not c.tie_word_embeddings:
-            logits = self.head(hidden).astype(jnp.float32)
+            logits = self.head(hidden)
         else:
-            logits = jax.lax.dot_general(
-                hidden,
-                self.embedding,
-                (((hidden.ndim - 1,), (1,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )
+            logits = project(hidden, self.embedding, jnp.float32)
         cap = c.final_logit_softcapping
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 

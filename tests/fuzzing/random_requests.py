@@ -124,6 +124,8 @@ def _fault(rng: random.Random, engine: Speculator) -> str:
     for row, (one, other) in enumerate(zip(done.result, plain, strict=True)):
         exact = engine.rule.drafter_invariant or _of(options, "temperature", row) == 0
         if exact and not _same(one, other):
+            if _near_tie(engine, prompts[row], options, row, one, other):
+                continue
             return f"{options}, {prompts}: row {row} is {one.token_ids}, plain {other.token_ids}"
         most = _of(options, "max_new_tokens", row)
         if not 0 < len(one.token_ids) <= most or len(one.is_draft_token) != len(one.token_ids):
@@ -166,22 +168,12 @@ def _parts_from_reference(
     The comparison ends where the two best tokens are nearly as good, and where a filter's threshold
     lies between tokens that are nearly as likely.
     """
-    seed = options["seed"]
-    key = make_keys(seed[row] if isinstance(seed, list) else seed, 1)
     ids = engine.encode(prompt)
-    start, temperature = len(ids), np.float64(_of(options, "temperature", row))
-    greedy = temperature < 1e-5
-    stops = options.get("stop_token_ids", engine.target.stop_token_ids)
+    start = len(ids)
     for token in found.token_ids:
-        logits = np.asarray(_logits(engine, ids), np.float64)
-        logits, close = _processed(logits, ids, start, options, row, stops)
-        if close:
-            return ""
-        sampling = jspec.SamplingParams.create(1, temperature=0.0 if greedy else 1.0)
-        noise = sample_noise(key, np.array([[len(ids)]], np.int32), len(logits), sampling)
-        scores = logits + np.asarray(noise, np.float64)[0, 0]
+        scores, close = _scores(engine, ids, start, options, row)
         best = np.sort(scores)[::-1]
-        if best[0] - best[1] < 1e-3 * max(1.0, abs(best[0])):
+        if close or _near(best[0], best[1], 1e-3):
             return ""
         if int(scores.argmax()) != token:
             return (
@@ -189,6 +181,46 @@ def _parts_from_reference(
             )
         ids.append(token)
     return ""
+
+
+def _near_tie(
+    engine: Speculator,
+    prompt: str,
+    options: dict[str, Any],
+    row: int,
+    one: TextOutput,
+    other: TextOutput,
+) -> bool:
+    """Whether two texts part where two tokens are nearly as good: passes of another number of rows
+    round differently."""
+    pairs = zip(one.token_ids, other.token_ids, strict=False)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if place is None:
+        return False
+    ids = engine.encode(prompt)
+    start = len(ids)
+    scores, close = _scores(engine, ids + list(one.token_ids[:place]), start, options, row)
+    return close or _near(scores[one.token_ids[place]], scores[other.token_ids[place]], 1e-3)
+
+
+def _scores(
+    engine: Speculator, ids: list[int], start: int, options: dict[str, Any], row: int
+) -> tuple[np.ndarray, bool]:
+    """Of every token after `ids`, noise included, by a slow program in float64; and whether a
+    filter's threshold is too close to call.
+
+    Args:
+      start: tokens of the prompt.
+    """
+    seed = options["seed"]
+    key = make_keys(seed[row] if isinstance(seed, list) else seed, 1)
+    stops = options.get("stop_token_ids", engine.target.stop_token_ids)
+    logits = np.asarray(_logits(engine, ids), np.float64)
+    logits, close = _processed(logits, ids, start, options, row, stops)
+    greedy = _of(options, "temperature", row) < 1e-5
+    sampling = jspec.SamplingParams.create(1, temperature=0.0 if greedy else 1.0)
+    noise = sample_noise(key, np.array([[len(ids)]], np.int32), len(logits), sampling)
+    return logits + np.asarray(noise, np.float64)[0, 0], close
 
 
 def _logits(engine: Speculator, ids: list[int]) -> Any:
@@ -255,5 +287,5 @@ def _processed(
     return logits, close
 
 
-def _near(one: float, other: float) -> bool:
-    return one == other or abs(one - other) < 1e-4 * max(1.0, abs(one))
+def _near(one: float, other: float, tolerance: float = 1e-4) -> bool:
+    return one == other or abs(one - other) < tolerance * max(1.0, abs(one))
