@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jspec.core.products import contract
+from jspec.core.products import contract, score
 
 
 def attend(
@@ -42,29 +42,27 @@ def attend(
     scores = _soft_cap(contract("bkgtc,bknc->bkgtn", grouped, key) * factor, cap)
     scores = jnp.where(mask, scores, -jnp.inf)
     # Each query's best score keeps `exp` in range, and cancels: it has no gradient.
-    peak = jax.lax.stop_gradient(scores.max(axis=-1))
+    peak = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     if past_key is None or past_value is None or length is None:
-        weights = jnp.exp(scores - peak[..., None])
-        total = weights.sum(axis=-1)
+        weights = jnp.exp(scores - peak)
+        total = weights.sum(axis=-1, keepdims=True)
         mixed = contract("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
     else:
         rows = jnp.arange(past_key.shape[2], dtype=jnp.int32)[None]
-        valid = (rows < length[:, None])[:, None, :, None]
-        seen = valid[..., None]
+        valid = rows < length[:, None]
+        seen = valid[:, None]
         if first is not None:
-            seen = seen & (rows[..., None] >= first[:, None])[:, None, :, None]
-        # Keys come first: a product with the cache on the left needs no copy of it on CPU.
-        past_scores = _soft_cap(contract("bknc,bkgtc->bkngt", past_key, grouped) * factor, cap)
-        past_scores = jnp.where(seen, past_scores, -jnp.inf)
-        peak = jnp.maximum(peak, past_scores.max(axis=2))
-        weights = jnp.exp(scores - peak[..., None])
-        past_weights = jnp.exp(past_scores - peak[:, :, None])
-        total = weights.sum(axis=-1) + past_weights.sum(axis=2)
+            seen = seen & (rows[:, None] >= first[..., None])
+        past_scores = _soft_cap(score(grouped, past_key) * factor, cap)
+        past_scores = jnp.where(seen[:, None, None], past_scores, -jnp.inf)
+        peak = jnp.maximum(peak, past_scores.max(axis=-1, keepdims=True))
+        weights, past_weights = jnp.exp(scores - peak), jnp.exp(past_scores - peak)
+        total = weights.sum(axis=-1, keepdims=True) + past_weights.sum(axis=-1, keepdims=True)
         # A weight of zero would not hide a NaN or an infinity in a row that is not valid.
-        past_value = jnp.where(valid, past_value, 0)
+        past_value = jnp.where(valid[:, None, :, None], past_value, 0)
         mixed = contract("bkgtn,bknc->bkgtc", weights.astype(value.dtype), value)
-        mixed += contract("bkngt,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
-    return (mixed / total[..., None]).reshape(batch, heads, new, channels).astype(query.dtype)
+        mixed += contract("bkgtn,bknc->bkgtc", past_weights.astype(value.dtype), past_value)
+    return (mixed / total).reshape(batch, heads, new, channels).astype(query.dtype)
 
 
 def hide_overflow(key: Array, value: Array) -> tuple[Array, Array]:

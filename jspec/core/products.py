@@ -31,6 +31,16 @@ def contract(axes: str, left: Array, right: Array) -> Array:
     return jnp.einsum(axes, left, right, preferred_element_type=jnp.float32)
 
 
+def score(query: Array, key: Array) -> Array:
+    """Products of queries with the keys of a cache: `[B, K, G, T, C]` and `[B, K, S, C]` ->
+    `[B, K, G, T, S]` float32.
+
+    >>> score(jnp.ones((1, 2, 3, 4, 8)), jnp.ones((1, 2, 16, 8))).shape
+    (1, 2, 3, 4, 16)
+    """
+    return jax.lax.platform_dependent(query, key, cpu=_score_keys_first, default=_score)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _project(x: Array, weight: Array, dtype: jnp.dtype) -> Array:
     rows = x.size // x.shape[-1]
@@ -57,6 +67,18 @@ def _weight_first(x: Array, weight: Array) -> Array:
     y = jax.lax.dot_general(weight, x, axes, preferred_element_type=jnp.float32)
     # XLA would exchange the operands in place of moving the axis of the result.
     return jnp.moveaxis(jax.lax.optimization_barrier(y), 0, -1)
+
+
+def _score(query: Array, key: Array) -> Array:
+    return contract("bkgtc,bksc->bkgts", query, key)
+
+
+def _score_keys_first(query: Array, key: Array) -> Array:
+    """The same with the cache on the left, as in `_weight_first`."""
+    batch, kinds, *_, channels = query.shape
+    y = contract("bksc,bkqc->bksq", key, query.reshape(batch, kinds, -1, channels))
+    y = jnp.swapaxes(jax.lax.optimization_barrier(y), 2, 3)
+    return y.reshape(*query.shape[:-1], key.shape[2])
 
 
 def _project_forward(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jspec.core.products import FEW_ROWS, contract, project
+from jspec.core.products import FEW_ROWS, contract, project, score
 
 ROWS = 1, 2, 5, FEW_ROWS, FEW_ROWS + 1
 DTYPES = jnp.float32, jnp.bfloat16, jnp.float16
@@ -87,3 +87,16 @@ def test_contract_adds_up_in_float32():
     found = contract("bri,oi->bro", x, weight)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, in_float64(x, weight), atol=48 * 8 * 2**-24)
+
+
+@pytest.mark.law
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_queries_meet_the_keys_of_their_own_head(rows, dtype):
+    rng = np.random.default_rng(2)
+    query = jnp.asarray(rng.normal(size=(2, 3, 2, rows, 8)), dtype)
+    key = jnp.asarray(rng.normal(size=(2, 3, 20, 8)), dtype)
+    found = score(query, key)
+    assert (found.shape, found.dtype) == ((2, 3, 2, rows, 20), jnp.float32)
+    wide = np.asarray(query, np.float64), np.asarray(key, np.float64)
+    np.testing.assert_allclose(found, np.einsum("bkgtc,bksc->bkgts", *wide), atol=8 * 8 * 2**-24)

@@ -19,7 +19,7 @@ from jspec.formats.huggingface import load
 DRAFTS = ("zoo:wide", "zoo:distilled", "zoo:eagle", "zoo:fspad", "lookup")
 TREES = {
     "chain": ("chain:1", "chain:3"),
-    "tree": ("chain:2", "2", "3x2", "comb:2x2", "0,0.0,1", "2x1x2"),
+    "tree": ("chain:2", "2", "3x2", "comb:2x2", "[[0, 0], [1]]", "2x1x2"),
     "dynamic": ("dynamic:2x2x5",),
 }
 RULES = {
