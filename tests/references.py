@@ -178,13 +178,15 @@ def ancestors(node):
 
 
 def refused(act, *words):
-    """`act` raises what the command line turns into one line, and the line has these words."""
+    """`act` raises what the command line turns into one line, and the line, which is returned, has
+    these words."""
     with pytest.raises((ValueError, OSError)) as caught:
         act()
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
         assert word in message
+    return message
 
 
 def rewrite(file, **fields):

@@ -24,7 +24,7 @@ def attend(
 
     Args:
       query: `[B, H, T, C]`, `H` a multiple of `K`.
-      key, value: `[B, K, N, C]` rows of the block.
+      key, value: `[B, K, N, C]` rows of the block, as `hide_overflow` gives them beside a cache.
       mask: `[T, N]` or `[B, T, N]` bool, which rows of the block a query sees; every query
         must see at least one of them, itself.
       past_key, past_value: `[B, K, S, C]` committed rows; the first `length` `[B]` are seen.

@@ -75,8 +75,8 @@ def _score(query: Array, key: Array) -> Array:
 
 def _score_keys_first(query: Array, key: Array) -> Array:
     """The same with the cache on the left, as in `_weight_first`."""
-    batch, kinds, *_, channels = query.shape
-    y = contract("bksc,bkqc->bksq", key, query.reshape(batch, kinds, -1, channels))
+    batch, heads, *_, channels = query.shape
+    y = contract("bksc,bkqc->bksq", key, query.reshape(batch, heads, -1, channels))
     y = jnp.swapaxes(jax.lax.optimization_barrier(y), 2, 3)
     return y.reshape(*query.shape[:-1], key.shape[2])
 

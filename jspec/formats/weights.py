@@ -24,6 +24,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # What safetensors headers call the dtypes that weights may have; the rest are quantised.
 STORED_FLOATS = ("F64", "F32", "BF16", "F16")
 FLOATS = ("float32", "bfloat16", "float16")
+# So many tensors that do not fit are named in an error; of the rest it has the number.
+NAMED_COMPLAINTS = 6
 # Matrices are compared so many rows at a time.
 CHUNK_ROWS = 1024
 
@@ -129,15 +131,17 @@ def read_params(
 ) -> Params:
     """The parameters in a folder's files, sharded by `rules` where there is a mesh.
 
-    Raises `ValueError` that lists everything that does not fit, before anything is read.
+    Raises `ValueError` that names what does not fit and counts the rest, before anything is read.
     """
     shapes = _flat(jax.eval_shape(part.init, jax.random.key(0)))
     wanted = {key_of(path): shape.shape for path, shape in shapes.items()}
     complaints = _complaints(wanted, stored, check_extra)
     if complaints:
+        named, rest = complaints[:NAMED_COMPLAINTS], complaints[NAMED_COMPLAINTS:]
+        named += [f"and {len(rest)} more"] if rest else []
         raise ValueError(
-            f"{folder}: weights do not fit config.json: {'; '.join(complaints)}: one of the two is "
-            "of something else, so take both from one place"
+            f"{folder}: weights do not fit config.json: {'; '.join(named)}: "
+            "one of the two is of something else, so take both from one place"
         )
     places: dict[tuple[str, ...], NamedSharding | None] = dict.fromkeys(shapes)
     if mesh is not None:

@@ -136,6 +136,18 @@ def test_all_tensors_that_do_not_fit_are_listed_at_once(folder):
     )
 
 
+def test_of_many_tensors_that_do_not_fit_the_first_are_named_and_the_rest_counted(folder):
+    """Another model's configuration fits none of them, and a line for each is no line."""
+
+    def narrow(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name][..., :1]
+
+    edit(folder, narrow)
+    message = refused(lambda: load(folder), "lm_head.weight should be", " more: one of the two")
+    assert len(message) < 1000
+
+
 def test_a_head_beside_a_tied_embedding_must_equal_it(original, tmp_path):
     model = transformer(ModelConfig(**{**vars(CONFIG), "tie_word_embeddings": True}))
     params = {name: value for name, value in original[1].items() if name != "head"}
