@@ -25,7 +25,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 STORED_FLOATS = ("F64", "F32", "BF16", "F16")
 FLOATS = ("float32", "bfloat16", "float16")
 # So many tensors that do not fit are named in an error; of the rest it has the number.
-NAMED_COMPLAINTS = 6
+NAMED_COMPLAINTS = 12
 # Matrices are compared so many rows at a time.
 CHUNK_ROWS = 1024
 
