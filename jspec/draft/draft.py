@@ -17,7 +17,7 @@ from jspec.draft.lookup import LookupDrafter
 from jspec.draft.protocol import Drafter
 from jspec.draft.small_model import SmallModelDrafter
 from jspec.draft.stopping import read_stop
-from jspec.formats.folder import naming
+from jspec.formats.folder import name_first, naming
 from jspec.formats.heads import HeadCheckpoint, head_layout, load_head
 from jspec.formats.huggingface import Checkpoint, load
 from jspec.models.heads import HeadParams
@@ -330,10 +330,8 @@ def _mismatch(name: str, draft: Checkpoint, target: Checkpoint) -> tuple[str, st
     )
     if not differing:
         return None
-    more = len(differing) - NAMED
-    listed = "; ".join(differing[:NAMED]) + (f"; and {more} more" if more > 0 else "")
     return (
-        f"draft={name!r}: {listed}",
+        f"draft={name!r}: {name_first(differing, NAMED)}",
         "a draft has the target's vocabulary, or the two differ in padding at the end alone, so "
         "use a draft that was made for this target",
     )

@@ -13,7 +13,7 @@ import re
 import shlex
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,16 @@ def naming(argument: str, source: str, advice: str = "") -> Iterator[None]:
     except (ValueError, OSError) as error:
         reason = str(error).removeprefix(f"source={source!r}").removeprefix(":").strip()
         raise ValueError(f"{argument}={source!r}: {reason}{advice}") from error
+
+
+def name_first(items: Sequence[str], count: int) -> str:
+    """The first `count` of what an error lists, and the number of the rest.
+
+    >>> name_first(["a", "b", "c"], 2)
+    'a; b; and 1 more'
+    """
+    rest = len(items) - count
+    return "; ".join([*items[:count], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jspec.formats.folder import PICKLE, SINGLE, conversion, read_json
+from jspec.formats.folder import PICKLE, SINGLE, conversion, name_first, read_json
 from jspec.models.protocol import LinenPart, Params
 from jspec.parallel.memory import check_memory
 from jspec.parallel.sharding import Rules, check, shardings
@@ -137,10 +137,9 @@ def read_params(
     wanted = {key_of(path): shape.shape for path, shape in shapes.items()}
     complaints = _complaints(wanted, stored, check_extra)
     if complaints:
-        named, rest = complaints[:NAMED_COMPLAINTS], complaints[NAMED_COMPLAINTS:]
-        named += [f"and {len(rest)} more"] if rest else []
+        named = name_first(complaints, NAMED_COMPLAINTS)
         raise ValueError(
-            f"{folder}: weights do not fit config.json: {'; '.join(named)}: "
+            f"{folder}: weights do not fit config.json: {named}: "
             "one of the two is of something else, so take both from one place"
         )
     places: dict[tuple[str, ...], NamedSharding | None] = dict.fromkeys(shapes)
